@@ -1,0 +1,104 @@
+"""What happens in a run, told to callback handlers: one tagged union of frozen structs."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import msgspec
+
+from millstream._results import GenerationChunk, LLMResult, SerializedLLM
+
+__all__ = [
+    "AttemptEvent",
+    "CacheHitEvent",
+    "LLMEndEvent",
+    "LLMErrorEvent",
+    "LLMNewTokenEvent",
+    "LLMStartEvent",
+    "RateLimitEvent",
+    "RetryEvent",
+    "RunEvent",
+    "TextEvent",
+]
+
+
+class RunEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omit_defaults=True):
+    """What every event tells. Each run (one prompt) starts once and ends once, by `LLMEndEvent` or `LLMErrorEvent`."""
+
+    run_id: str
+    """Unique for the run: one prompt of one call."""
+    parent_run_id: str | None = None
+    """The run that this one is a part of, None at the top."""
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    time: float = 0.0
+    """When it happened: seconds of the event loop's own clock."""
+
+
+class LLMStartEvent(RunEvent, frozen=True, kw_only=True, tag="llm_start"):
+    """A prompt was accepted; told before anything is awaited."""
+
+    llm: SerializedLLM
+    """The model, as `BaseLLM.serialize` tells it (never a key)."""
+    prompt: str
+
+
+class LLMNewTokenEvent(RunEvent, frozen=True, kw_only=True, tag="llm_new_token"):
+    """A streamed piece arrived. Only streamed runs have these."""
+
+    token: str
+    chunk: GenerationChunk
+
+
+class LLMEndEvent(RunEvent, frozen=True, kw_only=True, tag="llm_end"):
+    """The run ended with a result (of this one prompt)."""
+
+    result: LLMResult
+
+
+class LLMErrorEvent(RunEvent, frozen=True, kw_only=True, tag="llm_error"):
+    """The run ended without a complete result."""
+
+    kind: str
+    """The error's class name, or ``"cancelled"`` for a run that was cancelled or left early."""
+    message: str
+    error: builtins.BaseException | None = None
+    """The error itself; left out where events are written as JSON."""
+
+
+class AttemptEvent(RunEvent, frozen=True, kw_only=True, tag="attempt"):
+    """An attempt is about to be made, counted from 1."""
+
+    attempt: int
+
+
+class RetryEvent(RunEvent, frozen=True, kw_only=True, tag="retry"):
+    """An attempt failed and another will follow after `delay` seconds."""
+
+    attempt: int
+    """The attempt that failed."""
+    delay: float
+    reason: str
+    """Class and text of the error."""
+    status_code: int | None = None
+
+
+class RateLimitEvent(RunEvent, frozen=True, kw_only=True, tag="rate_limit"):
+    """The server limits the rate, or has no room: told beside the `RetryEvent` that follows from it."""
+
+    status_code: int
+    retry_after: float | None = None
+
+
+class CacheHitEvent(RunEvent, frozen=True, kw_only=True, tag="cache_hit"):
+    """The answer was in the cache, or was fetched by an identical prompt at the same time."""
+
+    shared: bool = False
+    """True where another run in flight fetched it."""
+
+
+class TextEvent(RunEvent, frozen=True, kw_only=True, tag="text"):
+    """Any text that a chain or tool around the model wants to tell."""
+
+    text: str

@@ -1,0 +1,213 @@
+"""The seam between what is asked and how it travels: one method, `Transport.send`.
+
+`Route` is what does not change between requests and is prepared once; `Request` is what does. Anything that implements
+`Transport` can carry a model's requests: our own pool, an httpx client, a fake in a test.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from millstream._errors import LocalProtocolError, OptionValueError
+
+__all__ = ["BodyStream", "Headers", "Origin", "Request", "Response", "Route", "Timeouts", "Transport", "parse_url"]
+
+Headers = tuple[tuple[bytes, bytes], ...]
+"""Header lines in the order in which they stand; a received name is in lower case."""
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_BAD_VALUE = re.compile(rb"[\x00\r\n]")
+_BAD_TARGET = re.compile(rb"[\x00-\x20\x7f]")
+
+
+class Origin(NamedTuple):
+    """Where a connection goes: ``scheme`` is http or https, ``host`` without brackets."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """As it stands in a URL and a ``Host`` header: brackets around IPv6, no port where it is the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        default = 443 if self.scheme == "https" else 80
+        return host if self.port == default else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}"
+
+
+class Timeouts(NamedTuple):
+    """Seconds for each phase of one request; None: no bound."""
+
+    connect: float | None = 5.0
+    write: float | None = 30.0
+    read: float | None = None
+    """For the head of the answer, and then for each piece of its body."""
+    pool: float | None = None
+    """For a connection to become free, where the pool has a bound."""
+
+
+class Route:
+    """One method, URL and set of headers, encoded once for all requests that go there.
+
+    Raises:
+        LocalProtocolError: a header or the target would not be legal HTTP. The message has no header value: it may be a key.
+    """
+
+    __slots__ = ("head", "headers", "method", "origin", "target")
+
+    def __init__(self, method: str, origin: Origin, target: str, headers: Iterable[tuple[str, str]] = ()) -> None:
+        self.method = method
+        self.origin = origin
+        self.target = target
+        self.headers: Headers = tuple((_name(name), _value(name, value)) for name, value in headers)
+        self.head = _encode_head(method, origin, target, self.headers)
+
+    def __repr__(self) -> str:
+        return f"<Route {self.method} {self.origin}{self.target}>"
+
+
+def _name(name: str) -> bytes:
+    raw = name.encode("latin-1", "replace")
+    if not _TOKEN.fullmatch(raw):
+        raise LocalProtocolError(f"{name!r} is no header name")
+    return raw
+
+
+def _value(name: str, value: str) -> bytes:
+    raw = value.encode("latin-1", "backslashreplace").strip(b" \t")
+    if _BAD_VALUE.search(raw) or not value.isascii():
+        raise LocalProtocolError(f"the value of header {name!r} has a line break or a character that is not ASCII")
+    return raw
+
+
+def _encode_head(method: str, origin: Origin, target: str, headers: Headers) -> bytes:
+    start = f"{method} {target} HTTP/1.1".encode("ascii", "backslashreplace")
+    if _BAD_TARGET.search(target.encode()) or not target.startswith("/") or not _TOKEN.fullmatch(method.encode()):
+        raise LocalProtocolError(f"{method!r} {target!r} is no request line")
+    lines = [start]
+    if not any(name.lower() == b"host" for name, _ in headers):
+        lines.append(b"Host: " + origin.authority.encode("idna" if not origin.host.isascii() else "ascii"))
+    lines += [name + b": " + value for name, value in headers]
+    return b"\r\n".join(lines) + b"\r\n"
+
+
+class Request:
+    """One request: a prepared route and this time's body."""
+
+    __slots__ = ("body", "route", "stream", "timeouts")
+
+    def __init__(self, route: Route, body: bytes = b"", *, stream: bool = False, timeouts: Timeouts = Timeouts()) -> None:
+        self.route = route
+        self.body = body
+        self.stream = stream
+        """Whether the answer's body is wanted piece by piece (`Response.stream`) or whole (`Response.body`)."""
+        self.timeouts = timeouts
+
+
+class BodyStream(Protocol):
+    """A body that is still arriving. Whoever has one closes it; closing twice is harmless."""
+
+    async def receive(self, deadline: float = math.inf) -> bytes:
+        """The next piece, ``b""`` at the end.
+
+        Args:
+            deadline: when to give up, on the event loop's clock; the request's `Timeouts.read` holds as well.
+
+        Raises:
+            DeadlineError: nothing came in time (``deadline="read"``).
+            ReadError: the connection broke before the body was complete.
+            ProtocolError: what came is no legal body.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Give the connection back if the body is complete, or is complete within a moment; else close it at once.
+
+        That moment (the bounded drain after ``[DONE]``) is the only thing this waits for.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Close the connection now, without waiting. For clean-up under cancellation; harmless when it is over."""
+        ...
+
+
+class Response:
+    """One answer. Exactly one of `body` (whole) and `stream` is there, as the request asked."""
+
+    __slots__ = ("body", "headers", "http_version", "reason", "status", "stream")
+
+    def __init__(
+        self,
+        status: int,
+        headers: Headers,
+        body: bytes = b"",
+        stream: BodyStream | None = None,
+        reason: bytes = b"",
+        http_version: bytes = b"1.1",
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.stream = stream
+        self.reason = reason
+        self.http_version = http_version
+
+    def header(self, name: bytes) -> str | None:
+        """The header of this name (lower case), several lines joined with commas; None without one."""
+        values = [value for key, value in self.headers if key == name]
+        return b", ".join(values).decode("latin-1") if values else None
+
+
+class Transport(Protocol):
+    """Carries requests. Implementations raise the errors of `millstream._errors` and nothing else."""
+
+    async def send(self, request: Request) -> Response:
+        """Send one request and give its answer: whole, or from the head on where `request.stream` is set.
+
+        A body is decoded (gzip, deflate) and bounded. Redirects are answers like any other.
+
+        Raises:
+            ConnectError: no connection; nothing was processed.
+            DeadlineError: a phase took too long (``connect``, ``write``, ``read``, ``pool``).
+            WriteError, ReadError: the connection broke.
+            ProtocolError: the answer is no legal HTTP, or is over a bound.
+            ClosedError: the transport was closed.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection; what is under way fails with `ClosedError`. Closing twice is harmless."""
+        ...
+
+
+def parse_url(url: str) -> tuple[Origin, str]:
+    """The origin and the path (``/`` where there is none, query included) of an http or https URL.
+
+    Raises:
+        OptionValueError: it is no such URL; the message says what is missing. It never has a password in it.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise OptionValueError(f"this is no URL: {error}") from None
+    if parts.scheme not in {"http", "https"}:
+        raise OptionValueError(f"an endpoint's URL starts with http:// or https://, not {url.split('@')[-1][:80]!r}")
+    if not host or _BAD_TARGET.search(host.encode()) or "\\" in url:
+        raise OptionValueError(f"the URL names no host: {url.split('@')[-1][:80]!r}")
+    if parts.username is not None or parts.password is not None:
+        raise OptionValueError("a URL with a user name or password in it is refused; give the key by api_key=")
+    if port == 0:
+        raise OptionValueError("port 0 can't be connected to")
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    if _BAD_TARGET.search(path.encode()) or not path.isascii():
+        raise OptionValueError(f"the URL's path has a space or a character that must be percent-encoded: {path[:80]!r}")
+    return Origin(parts.scheme, host, port or (443 if parts.scheme == "https" else 80)), path
