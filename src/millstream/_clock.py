@@ -33,10 +33,12 @@ def random() -> float:
 
 
 def event_loop() -> Any:
-    """What is running us: the asyncio loop, or trio's token. Two runs never have the same one.
+    """
+    What is running us: the asyncio loop, or trio's token. Two runs never have the same one.
 
     Raises:
         RuntimeError: no event loop is running.
+
     """
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None:

@@ -18,7 +18,8 @@ __all__ = ["CallOptions", "CallOverrides", "Deadlines", "RetryPolicy"]
 
 
 class Deadlines(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How long each phase of a call may take, in seconds; ``None`` sets no bound.
+    """
+    How long each phase of a call may take, in seconds; ``None`` sets no bound.
 
     The defaults are for a person or a service that waits for the answer (connect 5, write 30, first token 120,
     idle 60, total 600). `total` holds over all attempts and the waits between them.
@@ -43,7 +44,8 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """How failed attempts are tried again; which ones are is told by the error (see `millstream.classify`).
+    """
+    How failed attempts are tried again; which ones are is told by the error (see `millstream.classify`).
 
     The wait before retry ``n`` (from 0) is drawn evenly from ``0 .. min(cap, base * 2**n)``, and is never shorter than
     what the server asked for. Sources: AWS "Exponential Backoff and Jitter" (full jitter); the figures are those of
@@ -90,10 +92,12 @@ class CallOverrides(TypedDict, total=False):
 
 
 class CallOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What can differ from call to call. ``None`` leaves a choice to the model, and then to the server.
+    """
+    What can differ from call to call. ``None`` leaves a choice to the model, and then to the server.
 
     Raises:
         OptionTypeError, OptionValueError: a value that no server would take; the message says what it could be.
+
     """
 
     stop: str | Sequence[str] | None = None
@@ -170,10 +174,12 @@ class CallOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     @classmethod
     def of(cls, stop: str | Sequence[str] | CallOptions | None, overrides: Mapping[str, Any]) -> CallOptions | None:
-        """The options of a call from its `stop` argument (stop texts, or whole options) and its keywords.
+        """
+        The options of a call from its `stop` argument (stop texts, or whole options) and its keywords.
 
         Raises:
             UnknownOptionError: a keyword that is no option; the message names the nearest that is.
+
         """
         options = stop if isinstance(stop, CallOptions) else None
         given = dict(overrides)

@@ -1,4 +1,5 @@
-"""Everything that Millstream raises.
+"""
+Everything that Millstream raises.
 
     MillstreamError
     ├── UsageError                    your program; nothing was sent, asking again changes nothing
@@ -98,12 +99,14 @@ def excerpt(body: bytes | str, limit: int = EXCERPT_CHARACTERS) -> str:
 
 
 class MillstreamError(Exception):
-    """The root: ``except MillstreamError`` catches all that Millstream raises by itself.
+    """
+    The root: ``except MillstreamError`` catches all that Millstream raises by itself.
 
     Attributes:
         attempts: how many attempts were made before this was raised (0: nothing was sent).
         waited: seconds spent waiting between the attempts.
         prompt_index: which prompt of a `generate` this is about, counted from 0; None outside of one.
+
     """
 
     attempts: int = 0
@@ -148,7 +151,8 @@ class UntrustedEndpointError(DeserializationError):
 
 
 class DeadlineError(MillstreamError, TimeoutError):
-    """A deadline ended it.
+    """
+    A deadline ended it.
 
     Attributes:
         deadline: which one. ``connect``, ``write``, ``read`` and ``pool`` are the transport's; ``queue`` (waiting for
@@ -156,11 +160,10 @@ class DeadlineError(MillstreamError, TimeoutError):
             are the call's.
         seconds: its length.
         partial: text that had arrived, for a stream; None where nothing had.
+
     """
 
-    def __init__(
-        self, message: str = "", *, deadline: DeadlineName = "total", seconds: float | None = None
-    ) -> None:
+    def __init__(self, message: str = "", *, deadline: DeadlineName = "total", seconds: float | None = None) -> None:
         self.deadline: DeadlineName = deadline
         self.seconds = seconds
         self.partial: str | None = None
@@ -198,10 +201,12 @@ class WriteError(TransportError):
 
 
 class ReadError(TransportError):
-    """The connection broke, or closed, before the answer was complete; the server may have worked.
+    """
+    The connection broke, or closed, before the answer was complete; the server may have worked.
 
     Attributes:
         started: whether any byte of the answer had been received.
+
     """
 
     def __init__(self, message: str = "", *, started: bool = False) -> None:
@@ -214,11 +219,13 @@ class LocalProtocolError(TransportError):
 
 
 class ProtocolError(MillstreamError):
-    """The server's answer can't be understood: no HTTP, no JSON, wrong types, over a bound.
+    """
+    The server's answer can't be understood: no HTTP, no JSON, wrong types, over a bound.
 
     Attributes:
         status_code: the answer's status, None where it had none.
         body: an excerpt of it, bounded.
+
     """
 
     def __init__(
@@ -233,11 +240,13 @@ class ProtocolError(MillstreamError):
 
 
 class TruncatedStreamError(ProtocolError):
-    """A stream ended without a finish reason and without ``[DONE]``.
+    """
+    A stream ended without a finish reason and without ``[DONE]``.
 
     Attributes:
         partial: the text that had arrived.
         partial_result: the same as a result, None where nothing had arrived.
+
     """
 
     partial: str = ""
@@ -245,13 +254,15 @@ class TruncatedStreamError(ProtocolError):
 
 
 class StreamInterruptedError(MillstreamError):
-    """A stream broke after tokens had been delivered, so that it could not be tried again silently.
+    """
+    A stream broke after tokens had been delivered, so that it could not be tried again silently.
 
     Not raised for a stream that merely ends early: that is `TruncatedStreamError`. The reason is ``__cause__``.
 
     Attributes:
         partial: the text that had arrived.
         partial_result: the same as a result.
+
     """
 
     def __init__(self, message: str = "", *, partial: str = "", partial_result: LLMResult | None = None) -> None:
@@ -265,7 +276,8 @@ class StreamInterruptedError(MillstreamError):
 
 
 class StatusError(MillstreamError):
-    """The server refused, by a status code or by an error inside a 200 answer.
+    """
+    The server refused, by a status code or by an error inside a 200 answer.
 
     Attributes:
         status_code: the status; for an error inside a stream the one that it stands for.
@@ -274,9 +286,10 @@ class StatusError(MillstreamError):
         provider: who served it, or the host that answered.
         retry_after: seconds that the server asked to wait, None where it did not.
         body: an excerpt of the answer, bounded.
+
     """
 
-    def __init__(  # noqa: PLR0913 - facts of one answer, all named
+    def __init__(
         self,
         message: str = "",
         *,

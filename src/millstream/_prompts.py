@@ -103,11 +103,13 @@ PromptInput: TypeAlias = "str | BasePromptValue | Sequence[ChatMessage | Mapping
 
 
 def as_prompt_value(prompt: Any) -> BasePromptValue:
-    """The prompt value of whatever a user may give as one prompt.
+    """
+    The prompt value of whatever a user may give as one prompt.
 
     Raises:
         OptionTypeError: it is neither text, nor a prompt value, nor messages.
         OptionValueError: text that can't be written as UTF-8 (a lone surrogate), or a chat without messages.
+
     """
     if isinstance(prompt, str):
         if not prompt.isascii():
@@ -117,9 +119,7 @@ def as_prompt_value(prompt: Any) -> BasePromptValue:
         return prompt
     if isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray | memoryview):
         return ChatPromptValue(_messages(prompt))
-    raise OptionTypeError(
-        f"a prompt is text (str), a prompt value or a list of messages, not {type(prompt).__name__}"
-    )
+    raise OptionTypeError(f"a prompt is text (str), a prompt value or a list of messages, not {type(prompt).__name__}")
 
 
 def _messages(items: Sequence[Any]) -> tuple[ChatMessage, ...]:

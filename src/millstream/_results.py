@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -29,8 +29,6 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "error"
 
 SerializedLLM = dict[str, Any]
 """What `BaseLLM.serialize` gives: ``{"_type": ..., "_model": ..., ...identifying parameters}``."""
-
-_T = TypeVar("_T")
 
 
 class Usage(msgspec.Struct, frozen=True, rename="camel", gc=False, omit_defaults=True):
@@ -255,5 +253,3 @@ class StreamEvent(msgspec.Struct, frozen=True):
     prompt: Any
     chunk: GenerationChunk | None = None
     outcome: Outcome | None = None
-
-

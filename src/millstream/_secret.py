@@ -12,7 +12,8 @@ __all__ = ["Secret"]
 
 
 class Secret:
-    """A key whose value only `reveal` gives: not repr, not str, not format, not pickle, not copy into JSON.
+    """
+    A key whose value only `reveal` gives: not repr, not str, not format, not pickle, not copy into JSON.
 
     Args:
         value: the key; surrounding white space (the line end of a file) is dropped.
@@ -20,6 +21,7 @@ class Secret:
     Raises:
         OptionTypeError: it is not text.
         OptionValueError: it is empty, or has characters that no HTTP header may have. The message never has the value.
+
     """
 
     __slots__ = ("__value",)

@@ -1,4 +1,5 @@
-"""The seam between what is asked and how it travels: one method, `Transport.send`.
+"""
+The seam between what is asked and how it travels: one method, `Transport.send`.
 
 `Route` is what does not change between requests and is prepared once; `Request` is what does. Anything that implements
 `Transport` can carry a model's requests: our own pool, an httpx client, a fake in a test.
@@ -53,11 +54,16 @@ class Timeouts(NamedTuple):
     """For a connection to become free, where the pool has a bound."""
 
 
+DEFAULT_TIMEOUTS = Timeouts()
+
+
 class Route:
-    """One method, URL and set of headers, encoded once for all requests that go there.
+    """
+    One method, URL and set of headers, encoded once for all requests that go there.
 
     Raises:
-        LocalProtocolError: a header or the target would not be legal HTTP. The message has no header value: it may be a key.
+        LocalProtocolError: a header or the target would not be legal HTTP. The message has no header value (a key).
+
     """
 
     __slots__ = ("head", "headers", "method", "origin", "target")
@@ -103,7 +109,9 @@ class Request:
 
     __slots__ = ("body", "route", "stream", "timeouts")
 
-    def __init__(self, route: Route, body: bytes = b"", *, stream: bool = False, timeouts: Timeouts = Timeouts()) -> None:
+    def __init__(
+        self, route: Route, body: bytes = b"", *, stream: bool = False, timeouts: Timeouts = DEFAULT_TIMEOUTS
+    ) -> None:
         self.route = route
         self.body = body
         self.stream = stream
@@ -115,7 +123,8 @@ class BodyStream(Protocol):
     """A body that is still arriving. Whoever has one closes it; closing twice is harmless."""
 
     async def receive(self, deadline: float = math.inf) -> bytes:
-        """The next piece, ``b""`` at the end.
+        """
+        The next piece, ``b""`` at the end.
 
         Args:
             deadline: when to give up, on the event loop's clock; the request's `Timeouts.read` holds as well.
@@ -124,11 +133,13 @@ class BodyStream(Protocol):
             DeadlineError: nothing came in time (``deadline="read"``).
             ReadError: the connection broke before the body was complete.
             ProtocolError: what came is no legal body.
+
         """
         ...
 
     async def aclose(self) -> None:
-        """Give the connection back if the body is complete, or is complete within a moment; else close it at once.
+        """
+        Give the connection back if the body is complete, or is complete within a moment; else close it at once.
 
         That moment (the bounded drain after ``[DONE]``) is the only thing this waits for.
         """
@@ -170,7 +181,8 @@ class Transport(Protocol):
     """Carries requests. Implementations raise the errors of `millstream._errors` and nothing else."""
 
     async def send(self, request: Request) -> Response:
-        """Send one request and give its answer: whole, or from the head on where `request.stream` is set.
+        """
+        Send one request and give its answer: whole, or from the head on where `request.stream` is set.
 
         A body is decoded (gzip, deflate) and bounded. Redirects are answers like any other.
 
@@ -180,6 +192,7 @@ class Transport(Protocol):
             WriteError, ReadError: the connection broke.
             ProtocolError: the answer is no legal HTTP, or is over a bound.
             ClosedError: the transport was closed.
+
         """
         ...
 
@@ -189,10 +202,12 @@ class Transport(Protocol):
 
 
 def parse_url(url: str) -> tuple[Origin, str]:
-    """The origin and the path (``/`` where there is none, query included) of an http or https URL.
+    """
+    The origin and the path (``/`` where there is none, query included) of an http or https URL.
 
     Raises:
         OptionValueError: it is no such URL; the message says what is missing. It never has a password in it.
+
     """
     try:
         parts = urlsplit(url)
@@ -200,14 +215,16 @@ def parse_url(url: str) -> tuple[Origin, str]:
     except ValueError as error:
         raise OptionValueError(f"this is no URL: {error}") from None
     if parts.scheme not in {"http", "https"}:
-        raise OptionValueError(f"an endpoint's URL starts with http:// or https://, not {url.split('@')[-1][:80]!r}")
+        raise OptionValueError(
+            f"an endpoint's URL starts with http:// or https://, not {url.rsplit('@', maxsplit=1)[-1][:80]!r}"
+        )
     if not host or _BAD_TARGET.search(host.encode()) or "\\" in url:
-        raise OptionValueError(f"the URL names no host: {url.split('@')[-1][:80]!r}")
+        raise OptionValueError(f"the URL names no host: {url.rsplit('@', maxsplit=1)[-1][:80]!r}")
     if parts.username is not None or parts.password is not None:
         raise OptionValueError("a URL with a user name or password in it is refused; give the key by api_key=")
     if port == 0:
         raise OptionValueError("port 0 can't be connected to")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if _BAD_TARGET.search(path.encode()) or not path.isascii():
-        raise OptionValueError(f"the URL's path has a space or a character that must be percent-encoded: {path[:80]!r}")
+        raise OptionValueError(f"the URL's path has a character that must be percent-encoded: {path[:80]!r}")
     return Origin(parts.scheme, host, port or (443 if parts.scheme == "https" else 80)), path

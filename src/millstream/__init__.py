@@ -1,0 +1,1 @@
+"""Async-native, streaming LLM inference on Hugging Face and OpenAI-compatible endpoints."""
