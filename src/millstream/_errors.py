@@ -86,7 +86,7 @@ __all__ = [
 DeadlineName = Literal["connect", "write", "read", "pool", "queue", "first_token", "idle", "total"]
 
 EXCERPT_CHARACTERS = 500
-"""How much of a server's body an error keeps: enough for every error text of the servers we know, too little to leak a prompt."""
+"""How much of a server's body an error keeps: enough for any error text, too little to leak a prompt."""
 
 
 def excerpt(body: bytes | str, limit: int = EXCERPT_CHARACTERS) -> str:
@@ -143,7 +143,7 @@ class ClosedError(UsageError):
 
 
 class DeserializationError(UsageError, ValueError):
-    """The data describes no model that we know. Not raised for an endpoint that isn't allowed: `UntrustedEndpointError`."""
+    """The data describes no model that we know. For an endpoint that isn't allowed: `UntrustedEndpointError`."""
 
 
 class UntrustedEndpointError(DeserializationError):
