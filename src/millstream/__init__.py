@@ -1,1 +1,116 @@
-"""Async-native, streaming LLM inference on Hugging Face and OpenAI-compatible endpoints."""
+"""Async-native, streaming LLM inference on Hugging Face and OpenAI-compatible endpoints.
+
+    from millstream import HuggingFaceInference
+
+    async with HuggingFaceInference(model="HuggingFaceTB/SmolLM3-3B", max_tokens=128) as llm:
+        text = await llm.call("Why is the sky blue?")
+        async for chunk in llm.stream("Tell me a story"):
+            print(chunk.text, end="")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+# Models
+from millstream._huggingface import HuggingFaceInference, HuggingFaceParams
+from millstream._language_model import BaseLanguageModel, TokenCount
+from millstream._llm import LLM, BaseLLM, BaseLLMParams
+from millstream._streams import LLMStream
+
+# Results and prompts
+from millstream._prompts import BasePromptValue, ChatMessage, ChatPromptValue, PromptInput, StringPromptValue
+from millstream._results import (
+    FinishReason,
+    Generation,
+    GenerationChunk,
+    LLMResult,
+    Outcome,
+    SerializedLLM,
+    StreamEvent,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    TopLogprob,
+    Usage,
+)
+
+# Options
+from millstream._config import CallOptions, CallOverrides, Deadlines, RetryPolicy
+
+# Calling
+from millstream._backoff import Verdict, classify
+from millstream._caller import AsyncCaller, CallerOptions, CallerStatistics
+
+# Callbacks and events
+from millstream._events import (
+    AttemptEvent,
+    CacheHitEvent,
+    LLMEndEvent,
+    LLMErrorEvent,
+    LLMNewTokenEvent,
+    LLMStartEvent,
+    RateLimitEvent,
+    RetryEvent,
+    RunEvent,
+    TextEvent,
+)
+from millstream.callbacks import (
+    BaseCallbackHandler,
+    CallbackManager,
+    CallbackManagerForLLMRun,
+    Callbacks,
+    ConsoleCallbackHandler,
+    LoggingCallbackHandler,
+)
+
+# Caches
+from millstream.caches import BaseCache, InMemoryCache
+
+# Errors
+from millstream._errors import (
+    AuthenticationError,
+    BadRequestError,
+    CertificateError,
+    ClosedError,
+    ConnectError,
+    ContextLengthError,
+    DeadlineError,
+    DeserializationError,
+    GenerationError,
+    LocalProtocolError,
+    MillstreamError,
+    MissingExtraError,
+    MissingKeyError,
+    ModelLoadingError,
+    ModelNotFoundError,
+    NotFoundError,
+    OptionTypeError,
+    OptionValueError,
+    OverloadedError,
+    PaymentRequiredError,
+    PermissionDeniedError,
+    ProtocolError,
+    RateLimitError,
+    ReadError,
+    ServerError,
+    StatusError,
+    StreamInterruptedError,
+    TransportError,
+    TruncatedStreamError,
+    UnknownOptionError,
+    UntrustedEndpointError,
+    UsageError,
+    WriteError,
+)
+from millstream._version import __version__
+
+if TYPE_CHECKING:
+    from millstream._transport.httpx_pooled import PooledTransport
+
+
+def __getattr__(name: str) -> Any:
+    # httpx takes a third of the import's time, and only this name needs it.
+    if name == "PooledTransport":
+        from millstream._transport.httpx_pooled import PooledTransport  # noqa: PLC0415
+
+        return PooledTransport
+    raise AttributeError(f"module 'millstream' has no attribute {name!r}")

@@ -18,8 +18,7 @@ __all__ = ["CallOptions", "CallOverrides", "Deadlines", "RetryPolicy"]
 
 
 class Deadlines(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """
-    How long each phase of a call may take, in seconds; ``None`` sets no bound.
+    """How long each phase of a call may take, in seconds; ``None`` sets no bound.
 
     The defaults are for a person or a service that waits for the answer (connect 5, write 30, first token 120,
     idle 60, total 600). `total` holds over all attempts and the waits between them.
@@ -44,8 +43,7 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    How failed attempts are tried again; which ones are is told by the error (see `millstream.classify`).
+    """How failed attempts are tried again; which ones are is told by the error (see `millstream.classify`).
 
     The wait before retry ``n`` (from 0) is drawn evenly from ``0 .. min(cap, base * 2**n)``, and is never shorter than
     what the server asked for. Sources: AWS "Exponential Backoff and Jitter" (full jitter); the figures are those of
@@ -71,9 +69,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallOverrides(TypedDict, total=False):
-    """The options of one call as keywords: the fields of `CallOptions`."""
+    """The options of one call as keywords: the fields of `CallOptions` but `stop`, which is an argument of its own."""
 
-    stop: str | Sequence[str] | None
     temperature: float | None
     max_tokens: int | None
     top_p: float | None
@@ -92,8 +89,7 @@ class CallOverrides(TypedDict, total=False):
 
 
 class CallOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """
-    What can differ from call to call. ``None`` leaves a choice to the model, and then to the server.
+    """What can differ from call to call. ``None`` leaves a choice to the model, and then to the server.
 
     Raises:
         OptionTypeError, OptionValueError: a value that no server would take; the message says what it could be.
@@ -174,8 +170,7 @@ class CallOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     @classmethod
     def of(cls, stop: str | Sequence[str] | CallOptions | None, overrides: Mapping[str, Any]) -> CallOptions | None:
-        """
-        The options of a call from its `stop` argument (stop texts, or whole options) and its keywords.
+        """The options of a call from its `stop` argument (stop texts, or whole options) and its keywords.
 
         Raises:
             UnknownOptionError: a keyword that is no option; the message names the nearest that is.
@@ -284,11 +279,15 @@ def _token_file() -> Path:
     explicit = os.environ.get("HF_TOKEN_PATH")
     if explicit:
         return Path(os.path.expandvars(explicit)).expanduser()
+    return _hub_home() / "token"
+
+
+def _hub_home() -> Path:
     home = os.environ.get("HF_HOME")
     if home:
-        return Path(os.path.expandvars(home)).expanduser() / "token"
+        return Path(os.path.expandvars(home)).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expandvars(cache)).expanduser() / "huggingface" / "token"
+    return Path(os.path.expandvars(cache)).expanduser() / "huggingface"
 
 
 def takes_environment_key(scheme: str, host: str) -> bool:
@@ -317,3 +316,11 @@ def environment_proxy(scheme: str, host: str) -> str | None:
 def environment_endpoint() -> str | None:
     """``MILLSTREAM_ENDPOINT_URL``: the endpoint where a program names none."""
     return os.environ.get("MILLSTREAM_ENDPOINT_URL") or None
+
+
+def cached_tokenizer(model: str) -> Path | None:
+    """The ``tokenizer.json`` of a model in the Hub's cache on this machine, None without one. Nothing is fetched."""
+    cache = os.environ.get("HF_HUB_CACHE")
+    folder = Path(os.path.expandvars(cache)).expanduser() if cache else _hub_home() / "hub"
+    snapshots = folder / f"models--{model.partition(':')[0].replace('/', '--')}" / "snapshots"
+    return next(iter(sorted(snapshots.glob("*/tokenizer.json"))), None)

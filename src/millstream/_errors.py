@@ -1,5 +1,4 @@
-"""
-Everything that Millstream raises.
+"""Everything that Millstream raises.
 
     MillstreamError
     ├── UsageError                    your program; nothing was sent, asking again changes nothing
@@ -99,8 +98,7 @@ def excerpt(body: bytes | str, limit: int = EXCERPT_CHARACTERS) -> str:
 
 
 class MillstreamError(Exception):
-    """
-    The root: ``except MillstreamError`` catches all that Millstream raises by itself.
+    """The root: ``except MillstreamError`` catches all that Millstream raises by itself.
 
     Attributes:
         attempts: how many attempts were made before this was raised (0: nothing was sent).
@@ -151,8 +149,7 @@ class UntrustedEndpointError(DeserializationError):
 
 
 class DeadlineError(MillstreamError, TimeoutError):
-    """
-    A deadline ended it.
+    """A deadline ended it.
 
     Attributes:
         deadline: which one. ``connect``, ``write``, ``read`` and ``pool`` are the transport's; ``queue`` (waiting for
@@ -166,7 +163,6 @@ class DeadlineError(MillstreamError, TimeoutError):
     def __init__(self, message: str = "", *, deadline: DeadlineName = "total", seconds: float | None = None) -> None:
         self.deadline: DeadlineName = deadline
         self.seconds = seconds
-        self.partial: str | None = None
         super().__init__(message or _deadline_message(deadline, seconds))
 
 
@@ -201,8 +197,7 @@ class WriteError(TransportError):
 
 
 class ReadError(TransportError):
-    """
-    The connection broke, or closed, before the answer was complete; the server may have worked.
+    """The connection broke, or closed, before the answer was complete; the server may have worked.
 
     Attributes:
         started: whether any byte of the answer had been received.
@@ -219,8 +214,7 @@ class LocalProtocolError(TransportError):
 
 
 class ProtocolError(MillstreamError):
-    """
-    The server's answer can't be understood: no HTTP, no JSON, wrong types, over a bound.
+    """The server's answer can't be understood: no HTTP, no JSON, wrong types, over a bound.
 
     Attributes:
         status_code: the answer's status, None where it had none.
@@ -240,8 +234,7 @@ class ProtocolError(MillstreamError):
 
 
 class TruncatedStreamError(ProtocolError):
-    """
-    A stream ended without a finish reason and without ``[DONE]``.
+    """A stream ended without a finish reason and without ``[DONE]``.
 
     Attributes:
         partial: the text that had arrived.
@@ -254,30 +247,20 @@ class TruncatedStreamError(ProtocolError):
 
 
 class StreamInterruptedError(MillstreamError):
-    """
-    A stream broke after tokens had been delivered, so that it could not be tried again silently.
+    """The connection broke after tokens had been delivered, so that the stream could not be tried again silently.
 
-    Not raised for a stream that merely ends early: that is `TruncatedStreamError`. The reason is ``__cause__``.
-
-    Attributes:
-        partial: the text that had arrived.
-        partial_result: the same as a result.
-
+    ``partial`` has what had arrived, the reason is ``__cause__``. Not raised for a stream that merely ends early
+    (`TruncatedStreamError`), nor for an error that the server sent inside the stream (that `StatusError` is raised).
     """
 
-    def __init__(self, message: str = "", *, partial: str = "", partial_result: LLMResult | None = None) -> None:
-        super().__init__(message)
-        self.partial = partial
-        self.partial_result = partial_result
-        self.status_code: int | None = None
-        self.request_id: str | None = None
-        self.provider: str | None = None
-        self.retry_after: float | None = None
+    status_code: int | None = None
+    request_id: str | None = None
+    provider: str | None = None
+    retry_after: float | None = None
 
 
 class StatusError(MillstreamError):
-    """
-    The server refused, by a status code or by an error inside a 200 answer.
+    """The server refused, by a status code or by an error inside a 200 answer.
 
     Attributes:
         status_code: the status; for an error inside a stream the one that it stands for.

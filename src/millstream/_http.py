@@ -1,0 +1,204 @@
+"""A dialect spoken at a route over a transport: the one place where wire and transport meet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from millstream import _clock
+from millstream._assembly import chunks_of
+from millstream._config import CallOptions, Deadlines
+from millstream._errors import DeadlineError, DeadlineName, MillstreamError, ProtocolError, StatusError
+from millstream._headers import provider_of, request_id_of
+from millstream._prompts import BasePromptValue
+from millstream._results import GenerationChunk, LLMResult
+from millstream._sse import is_event_stream
+from millstream._transport._seam import BodyStream, Request, Response, Route, Timeouts, Transport
+from millstream._wire import Dialect, StreamDecoder
+from millstream._wire.errors import decode_error
+
+__all__ = ["Exchange", "HttpChunkSource"]
+
+_NO_DEADLINES = Deadlines()
+
+
+class Exchange:
+    """Requests of one dialect at one route."""
+
+    __slots__ = ("_host", "_model", "_plain", "_streamed", "_transport", "dialect")
+
+    def __init__(
+        self, dialect: Dialect, plain: Route, streamed: Route, transport: Transport, *, model: str | None
+    ) -> None:
+        self.dialect = dialect
+        self._plain = plain
+        self._streamed = streamed
+        self._transport = transport
+        self._model = model
+        self._host = plain.origin.host
+
+    @property
+    def url(self) -> str:
+        """Where it asks, for messages."""
+        return f"{self._plain.origin}{self._plain.target}"
+
+    async def ask(self, prompt: BasePromptValue, options: CallOptions) -> LLMResult:
+        """Send a prompt and give the whole answer.
+
+        Raises:
+            StatusError: the server refused, by status or by an error in a 200 answer.
+            ProtocolError: the answer is none of this dialect's.
+            DeadlineError, TransportError: the way there failed.
+
+        """
+        body = self.dialect.encode(prompt, options, model=self._model, stream=False)
+        deadlines = options.deadlines or _NO_DEADLINES
+        timeouts = Timeouts(deadlines.connect, deadlines.write, None, None)
+        response = await self._transport.send(Request(self._plain, body, timeouts=timeouts))
+        if not 200 <= response.status < 300:
+            raise self._refusal(response, response.body)
+        try:
+            return self.dialect.decode(response.body, prompt, options)
+        except MillstreamError as error:
+            self._add_facts(error, response)
+            raise
+
+    async def open(self, prompt: BasePromptValue, options: CallOptions) -> HttpChunkSource:
+        """Send a prompt and give its chunks as they come. Raises what `ask` raises."""
+        body = self.dialect.encode(prompt, options, model=self._model, stream=True)
+        deadlines = options.deadlines or _NO_DEADLINES
+        timeouts = Timeouts(deadlines.connect, deadlines.write, deadlines.first_token, None)
+        sent_at = _clock.monotonic()
+        try:
+            response = await self._transport.send(Request(self._streamed, body, stream=True, timeouts=timeouts))
+        except DeadlineError as error:
+            raise _named(error, "first_token", deadlines.first_token) from error.__cause__
+        stream = response.stream
+        assert stream is not None
+        try:
+            if not 200 <= response.status < 300:
+                raise self._refusal(response, await _whole(stream))
+            source = HttpChunkSource(self, response, stream, deadlines, sent_at)
+            if is_event_stream(response.header(b"content-type")):
+                source.decoder = self.dialect.stream_decoder(prompt, options)
+            else:
+                source.whole(self._decode_whole(response, await _whole(stream), prompt, options))
+        except BaseException:
+            stream.abort()
+            raise
+        return source
+
+    def _decode_whole(
+        self, response: Response, body: bytes, prompt: BasePromptValue, options: CallOptions
+    ) -> LLMResult:
+        """A server that does not stream answers at once: take it as it is."""
+        try:
+            return self.dialect.decode(body, prompt, options)
+        except MillstreamError as error:
+            self._add_facts(error, response)
+            raise
+
+    def _refusal(self, response: Response, body: bytes) -> StatusError:
+        return decode_error(response.status, response.header, body, host=self._host, now=_clock.wall_time())
+
+    def _add_facts(self, error: MillstreamError, response: Response) -> None:
+        if isinstance(error, StatusError | ProtocolError):
+            error.request_id = error.request_id or request_id_of(response.header)
+            error.provider = error.provider or provider_of(response.header) or self._host
+        if isinstance(error, ProtocolError) and error.status_code is None:
+            error.status_code = response.status
+
+
+class HttpChunkSource:
+    """The chunks of one answer that is still arriving."""
+
+    __slots__ = ("_deadline", "_deadlines", "_ended", "_exchange", "_ready", "_response", "_stream", "_total", "_waits_for", "decoder")
+
+    def __init__(
+        self, exchange: Exchange, response: Response, stream: BodyStream, deadlines: Deadlines, sent_at: float
+    ) -> None:
+        self._exchange = exchange
+        self._response = response
+        self._stream = stream
+        self._deadlines = deadlines
+        self._waits_for: DeadlineName = "first_token"
+        self._deadline = sent_at + deadlines.first_token if deadlines.first_token is not None else math.inf
+        self._ready: Sequence[GenerationChunk] = ()
+        self._ended = False
+        self._total: tuple[float, float] = (math.inf, math.inf)
+        self.decoder: StreamDecoder | None = None
+
+    def whole(self, result: LLMResult) -> None:
+        """Use a result that came in one piece."""
+        self._ready = chunks_of(result)
+
+    async def receive(self) -> Sequence[GenerationChunk]:
+        """The next chunks, none at the end.
+
+        Raises:
+            StatusError: the server told an error inside the stream.
+            TruncatedStreamError: the stream ended without its end.
+            DeadlineError: no token in time (``first_token`` or ``idle``); comments are no tokens.
+            ReadError, ProtocolError: as for every answer.
+
+        """
+        decoder = self.decoder
+        if decoder is None:
+            ready, self._ready = self._ready, ()
+            return ready
+        while not self._ended and decoder.error is None and not decoder.done:
+            try:
+                data = await self._stream.receive(min(self._deadline, self._total[0]))
+            except DeadlineError as error:
+                if self._total[0] <= self._deadline:
+                    raise _named(error, "total", self._total[1]) from error.__cause__
+                raise _named(error, self._waits_for, self._seconds()) from error.__cause__
+            self._ended = not data
+            chunks = decoder.receive_data(data) if data else decoder.receive_eof()
+            if chunks:
+                self._progressed()
+                return chunks
+        if decoder.error is not None:
+            self._exchange._add_facts(decoder.error, self._response)
+            raise decoder.error
+        return ()
+
+    def _progressed(self) -> None:
+        idle = self._deadlines.idle
+        self._waits_for = "idle"
+        self._deadline = _clock.monotonic() + idle if idle is not None else math.inf
+
+    def end_at(self, deadline: float, seconds: float) -> None:
+        """The call's total deadline, on the event loop's clock."""
+        self._total = (deadline, seconds)
+
+    def _seconds(self) -> float | None:
+        return self._deadlines.first_token if self._waits_for == "first_token" else self._deadlines.idle
+
+    async def aclose(self) -> None:
+        """Give the connection back: the end was seen, so there is next to nothing left to read."""
+        await self._stream.aclose()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._stream.abort()
+
+
+def _named(error: DeadlineError, name: DeadlineName, seconds: float | None) -> DeadlineError:
+    """The transport knows of reading; what it was waited for is known here."""
+    return DeadlineError(deadline=name, seconds=seconds) if error.deadline == "read" else error
+
+
+async def _whole(stream: BodyStream) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while data := await stream.receive():
+        parts.append(data)
+        size += len(data)
+        if size > _MAX_BODY_BYTES:
+            raise ProtocolError(f"the answer is larger than {_MAX_BODY_BYTES} bytes")
+    await stream.aclose()
+    return b"".join(parts)
+
+
+_MAX_BODY_BYTES = 64 * 1024 * 1024

@@ -1,0 +1,120 @@
+"""Which URLs an endpoint has for which dialect: pure, and the only place that knows Hugging Face's addresses."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+from urllib.parse import quote
+
+from millstream._errors import OptionTypeError, OptionValueError
+from millstream._transport._seam import Origin, parse_url
+
+__all__ = ["Api", "RouteSpec", "routes_for"]
+
+Api = Literal["auto", "text-generation", "completions", "chat"]
+APIS = ("auto", "text-generation", "completions", "chat")
+
+ROUTER = Origin("https", "router.huggingface.co", 443)
+
+_COMPLETIONS_PATHS = {"novita": "/novita/v3/openai/completions", "deepinfra": "/deepinfra/v1/openai/completions"}
+"""Where a provider's own path below the router differs (huggingface_hub's provider helpers)."""
+
+
+class RouteSpec(NamedTuple):
+    """A dialect and where it is spoken."""
+
+    api: Literal["text-generation", "completions", "chat"]
+    origin: Origin
+    path: str
+
+    @property
+    def url(self) -> str:
+        """The URL, for messages."""
+        return f"{self.origin}{self.path}"
+
+
+def routes_for(
+    endpoint_url: str | None, *, api: str = "auto", model: str = "gpt2", provider: str | None = None
+) -> tuple[RouteSpec, ...]:
+    """The routes to try, best first; just one where the dialect is said by `api` or by the URL itself.
+
+    Raises:
+        OptionValueError: no URL, a model or provider that can't stand in one, or an `api` that contradicts the URL.
+
+    """
+    if api not in APIS:
+        raise OptionValueError(f"api is one of {', '.join(APIS)}, not {api!r}")
+    check_model(model)
+    if provider is not None:
+        _check_segment("provider", provider)
+    if endpoint_url is None:
+        return (_router_route(api, model, provider),)
+    if not isinstance(endpoint_url, str):
+        raise OptionTypeError(f"endpoint_url is text (str), not {type(endpoint_url).__name__}")
+    found = _url_routes(*parse_url(endpoint_url))
+    chosen = tuple(route for route in found if api in ("auto", route.api))
+    if not chosen:
+        raise OptionValueError(f"{endpoint_url!r} is a {found[0].api} route, so api={api!r} can't be right")
+    return chosen
+
+
+def _router_route(api: str, model: str, provider: str | None) -> RouteSpec:
+    """Hugging Face Inference Providers: chat is all that the router itself speaks; the rest is a provider's."""
+    if api in ("auto", "chat"):
+        return RouteSpec("chat", ROUTER, "/v1/chat/completions")
+    at_model = f"/hf-inference/models/{quote(model)}"
+    if api == "completions":
+        if provider in (None, "hf-inference"):
+            return RouteSpec("completions", ROUTER, f"{at_model}/v1/completions")
+        return RouteSpec("completions", ROUTER, _COMPLETIONS_PATHS.get(provider, f"/{provider}/v1/completions"))
+    if provider not in (None, "hf-inference"):
+        raise OptionValueError(f"provider {provider!r} has no text-generation route; use api='chat'")
+    return RouteSpec("text-generation", ROUTER, at_model)
+
+
+def _url_routes(origin: Origin, path: str) -> tuple[RouteSpec, ...]:
+    path, _, query = path.partition("?")
+    if query:
+        path, query = path, f"?{query}"
+    base = path.rstrip("/")
+    if base.endswith("/chat/completions"):
+        return (RouteSpec("chat", origin, base + query),)
+    if base.endswith("/completions"):
+        return (RouteSpec("completions", origin, base + query),)
+    for ending in ("/generate_stream", "/generate"):
+        if base.endswith(ending):
+            # One route for both kinds of answer: TGI's root takes "stream", /generate ignores it.
+            return (RouteSpec("text-generation", origin, (base.removesuffix(ending) or "/") + query),)
+    versioned = base.rsplit("/", 1)[-1]
+    is_version = len(versioned) > 1 and versioned[0] == "v" and versioned[1:].isdigit()
+    openai = base if is_version or versioned == "openai" else f"{base}/v1"
+    root = base.removesuffix(f"/{versioned}") if is_version else base
+    return (
+        RouteSpec("chat", origin, f"{openai}/chat/completions{query}"),
+        RouteSpec("completions", origin, f"{openai}/completions{query}"),
+        RouteSpec("text-generation", origin, (root or "/") + query),
+    )
+
+
+def sibling_path(route: RouteSpec, name: str) -> str:
+    """The path of another route of the same server, such as ``/tokenize``."""
+    path = route.path.partition("?")[0]
+    for ending in ("/chat/completions", "/completions"):
+        path = path.removesuffix(ending)
+    head, _, last = path.rpartition("/")
+    root = head if last[:1] == "v" and last[1:].isdigit() else path.rstrip("/")
+    return f"{root}/{name}"
+
+
+def check_model(model: str) -> None:
+    """Refuse a model's name that could change the meaning of a URL. Raises: OptionTypeError, OptionValueError."""
+    if not isinstance(model, str):
+        raise OptionTypeError(f"model is text (str), not {type(model).__name__}")
+    for segment in model.split("/"):
+        _check_segment("model", segment)
+
+
+def _check_segment(what: str, segment: str) -> None:
+    if not isinstance(segment, str):
+        raise OptionTypeError(f"{what} is text (str), not {type(segment).__name__}")
+    if segment in ("", ".", "..") or any(c in "?#\\% " or not c.isprintable() for c in segment):
+        raise OptionValueError(f"{segment!r} can't be (part of) a {what}'s name")

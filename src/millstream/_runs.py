@@ -1,0 +1,239 @@
+"""One prompt's way: cache, single flight, caller, events. Every run that starts ends exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from millstream import _clock
+from millstream._assembly import parse_response
+from millstream._caller import AsyncCaller, CallerOptions, Lease
+from millstream._config import CallOptions, Deadlines
+from millstream._errors import StatusError
+from millstream._language_model import estimate_tokens
+from millstream._prompts import BasePromptValue
+from millstream._results import GenerationChunk, LLMResult
+from millstream._streams import ChunkSource, ResultSource, first_chunks
+from millstream.caches import BaseCache, SingleFlight, cache_key, is_cacheable, lookup_safely, update_safely
+from millstream.callbacks import CallbackManagerForLLMRun
+
+__all__ = ["Run", "RunStream"]
+
+_NO_DEADLINES = Deadlines()
+
+_USUAL_OUTPUT_TOKENS = 256
+"""Reserved for an output whose length nobody bounds, until the usage says what it was."""
+
+
+class Model(Protocol):
+    """What a run needs of the model that it belongs to."""
+
+    caller: AsyncCaller
+    cache: BaseCache | None
+    _flights: SingleFlight[LLMResult]
+
+    async def _generate(
+        self, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
+    ) -> LLMResult: ...
+
+    async def _open_stream(
+        self, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
+    ) -> ChunkSource: ...
+
+    def _invocation_params(self, options: CallOptions) -> dict[str, Any]: ...
+
+    def _credential_fingerprint(self) -> str: ...
+
+
+class Run:
+    """One prompt of one call, from its start event on. Call `answer` or `stream`, once."""
+
+    __slots__ = ("_model", "_options", "_prompt", "_run")
+
+    def __init__(
+        self, model: Model, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
+    ) -> None:
+        self._model = model
+        self._prompt = prompt
+        self._options = options
+        self._run = run
+
+    async def answer(self) -> LLMResult:
+        """The whole result. Raises: whatever the model and the caller raise."""
+        run = self._run
+        if run is None:
+            return await self._find()
+        try:
+            await run.start()
+            result = await self._find()
+        except BaseException as error:
+            await run.on_llm_error(error)
+            raise
+        await run.on_llm_end(result)
+        return result
+
+    async def stream(self) -> RunStream:
+        """The stream, with its first chunks. Raises: whatever the model and the caller raise."""
+        try:
+            if self._run is not None:
+                await self._run.start()
+            return await self._open()
+        except BaseException as error:
+            if self._run is not None:
+                await self._run.on_llm_error(error)
+            raise
+
+    async def _find(self) -> LLMResult:
+        cache = self._model.cache
+        result = await self._ask() if cache is None else await self._find_in(cache)
+        return result if self._options.response_format is None else parse_response(result, self._options)
+
+    async def _find_in(self, cache: BaseCache) -> LLMResult:
+        key = self._cache_key()
+        found = await lookup_safely(cache, key)
+        if found is not None:
+            await self._tell_hit(shared=False)
+            return found
+
+        async def fetch() -> LLMResult:
+            result = await self._ask()
+            if is_cacheable(result):
+                await update_safely(cache, key, result)
+            return result
+
+        result, shared = await self._model._flights.run(key, fetch)
+        if shared:
+            await self._tell_hit(shared=True)
+        return result
+
+    async def _ask(self) -> LLMResult:
+        model = self._model
+        return await model.caller.call_with_options(
+            self._caller_options(), model._generate, self._prompt, self._options, self._run
+        )
+
+    async def _open(self) -> RunStream:
+        model = self._model
+        key = None
+        if model.cache is not None:
+            key = self._cache_key()
+            found = await lookup_safely(model.cache, key)
+            if found is not None:
+                await self._tell_hit(shared=False)
+                source = ResultSource(found)
+                return RunStream(self._options, self._run, source, await source.receive())
+        began = _clock.monotonic()
+        lease = await model.caller.open(self._caller_options(), self._open_first)
+        source_and_first: tuple[ChunkSource, Sequence[GenerationChunk]] = lease.value
+        total = (self._options.deadlines or _NO_DEADLINES).total
+        if total is not None:
+            source_and_first[0].end_at(began + total, total)
+        stream = RunStream(self._options, self._run, *source_and_first, lease=lease)
+        if key is not None:
+            stream.keep = (model.cache, key)
+        return stream
+
+    async def _open_first(self) -> tuple[ChunkSource, Sequence[GenerationChunk]]:
+        source = await self._model._open_stream(self._prompt, self._options, self._run)
+        return source, await first_chunks(source)
+
+    def _cache_key(self) -> str:
+        params = self._model._invocation_params(self._options)
+        return cache_key(params, self._prompt, namespace=self._model._credential_fingerprint())
+
+    def _caller_options(self) -> CallerOptions:
+        return CallerOptions(
+            deadlines=self._options.deadlines,
+            tokens=self._estimate() if self._model.caller.counts_tokens else None,
+            settle=_tokens_used,
+            observer=None if self._run is None else _Observer(self._run),
+        )
+
+    def _estimate(self) -> int:
+        options = self._options
+        output = (options.max_tokens or _USUAL_OUTPUT_TOKENS) * (options.n or 1)
+        return estimate_tokens(self._prompt.to_string()) + output
+
+    async def _tell_hit(self, *, shared: bool) -> None:
+        if self._run is not None:
+            await self._run.on_cache_hit(shared=shared)
+
+
+def _tokens_used(result: Any) -> int | None:
+    """What an answer cost, for the token limit; None where nobody knows (then the estimate stands)."""
+    return result.usage.total_tokens if isinstance(result, LLMResult) and result.usage is not None else None
+
+
+class _Observer:
+    """Tells a run's handlers what the caller does."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: CallbackManagerForLLMRun) -> None:
+        self._run = run
+
+    async def attempt(self, number: int) -> None:
+        await self._run.on_attempt(number)
+
+    async def retry(self, number: int, delay: float, error: BaseException) -> None:
+        if isinstance(error, StatusError) and error.status_code in (429, 503, 529):
+            await self._run.on_rate_limit(error.status_code, error.retry_after)
+        await self._run.on_retry(number, delay, error)
+
+
+class RunStream:
+    """A stream that has begun, with the slot that it holds and the run that it belongs to."""
+
+    def __init__(
+        self,
+        options: CallOptions,
+        run: CallbackManagerForLLMRun | None,
+        source: ChunkSource,
+        first: Sequence[GenerationChunk],
+        *,
+        lease: Lease[Any] | None = None,
+    ) -> None:
+        self.source = source
+        self.first = first
+        self.attempts = 0 if lease is None else lease.attempts
+        self.tells_tokens = run is not None and run.wants_tokens
+        self.keep: tuple[Any, str] | None = None
+        self._options = options
+        self._run = run
+        self._lease = lease
+
+    async def token(self, chunk: GenerationChunk) -> None:
+        """Tell that a chunk is handed out."""
+        if self._run is not None:
+            await self._run.on_llm_new_token(chunk)
+
+    async def end(self, result: LLMResult) -> LLMResult:
+        """Give back the slot, keep the result where there is a cache, end the run."""
+        self._release(_tokens_used(result))
+        if self.keep is not None and is_cacheable(result):
+            cache, key = self.keep
+            await update_safely(cache, key, result)
+        if self._options.response_format is not None:
+            result = parse_response(result, self._options)
+        if self._run is not None:
+            await self._run.on_llm_end(result)
+        return result
+
+    async def fail(self, error: BaseException) -> None:
+        """Give back the slot, end the run with `error`."""
+        self._release(None)
+        if self._run is not None:
+            await self._run.on_llm_error(error)
+
+    def drop(self) -> None:
+        """The same for a stream that nobody reads any more, without waiting."""
+        self._release(None)
+        if self._run is not None:
+            self._run.end_now(GeneratorExit())
+
+    def _release(self, tokens_used: int | None) -> None:
+        if self._lease is not None:
+            self._lease.release(tokens_used)
+            self._lease = None
+
+

@@ -1,0 +1,71 @@
+"""Counting tokens as a model does, with whatever is at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from millstream import _config
+from millstream._errors import MillstreamError, MissingExtraError, OptionValueError
+from millstream._language_model import TokenCount, estimate_tokens
+
+__all__ = ["TokenCounter"]
+
+AskServer = Callable[[str, bytes], Awaitable[bytes | None]]
+
+
+class TokenCounter:
+    """The best count to be had: a ``tokenizer.json``, the server's ``/tokenize``, an estimate; in this order."""
+
+    def __init__(self, model: str, tokenizer: str | os.PathLike[str] | None) -> None:
+        path = Path(tokenizer) if tokenizer is not None else _config.cached_tokenizer(model)
+        self._tokenizer = _load(path, required=tokenizer is not None) if path is not None else None
+        self._server_counts = True
+
+    async def count(self, text: str, ask: AskServer | None) -> TokenCount:
+        """How many tokens `text` has. `ask` posts to a route of the server, None where there is none to ask."""
+        if self._tokenizer is not None:
+            return TokenCount(len(self._tokenizer.encode(text, add_special_tokens=False).ids), exact=True)
+        if ask is not None and self._server_counts:
+            # The names under which llama.cpp, TGI and vLLM want the text; each ignores the others.
+            body = msgspec.json.encode({"content": text, "inputs": text, "prompt": text, "add_special": False})
+            try:
+                answer = await ask("tokenize", body)
+            except MillstreamError:
+                answer = None
+            count = None if answer is None else _count_in(answer)
+            if count is not None:
+                return TokenCount(count, exact=True)
+            self._server_counts = False
+        return estimate_tokens(text)
+
+
+def _load(path: Path, *, required: bool) -> Any:
+    try:
+        from tokenizers import Tokenizer  # noqa: PLC0415 - an extra
+    except ImportError:
+        if not required:
+            return None
+        raise MissingExtraError('a tokenizer.json needs an extra: pip install "millstream[tokenizers]"') from None
+    try:
+        return Tokenizer.from_file(os.fspath(path))
+    except Exception as error:  # the library raises bare Exception
+        if not required:
+            return None
+        raise OptionValueError(f"this is no tokenizer.json: {error}") from None
+
+
+def _count_in(answer: bytes) -> int | None:
+    try:
+        value = msgspec.json.decode(answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if isinstance(value, dict):
+        if isinstance(value.get("count"), int):
+            return int(value["count"])
+        value = value.get("tokens")
+    return len(value) if isinstance(value, list) else None

@@ -1,0 +1,5 @@
+"""``python -m millstream.cli``."""
+
+from millstream.cli import main
+
+main()
