@@ -1,5 +1,4 @@
-"""
-Server-sent events: bytes in, events out, exactly as the WHATWG standard has it, and bounded.
+"""Server-sent events: bytes in, events out, exactly as the WHATWG standard has it, and bounded.
 
     decoder = SSEDecoder()
     for event in decoder.receive_data(piece):    # as often as bytes arrive, cut anywhere
@@ -22,6 +21,7 @@ MAX_EVENT_BYTES = 1024 * 1024
 
 _BOM = b"\xef\xbb\xbf"
 _COLON = 0x3A
+_LF = 0x0A
 _MAX_RETRY_DIGITS = 100  # int() is quadratic in the digits, and refuses some thousands of them
 
 
@@ -49,8 +49,7 @@ def is_event_stream(content_type: str | None) -> bool:
 
 
 class SSEDecoder:
-    """
-    Turns the bytes of one stream into its events.
+    """Turns the bytes of one stream into its events.
 
     Time is linear in the bytes however they are cut, comments are dropped as they arrive, and what is held is never
     more than one unfinished event.
@@ -94,8 +93,7 @@ class SSEDecoder:
         self._failure: ProtocolError | None = None
 
     def receive_data(self, data: bytes) -> list[ServerSentEvent]:
-        """
-        The events that are complete with this piece of the stream.
+        """The events that are complete with this piece of the stream.
 
         Raises:
             ProtocolError: an event is longer than `max_event_bytes`. The events before it have been given out by then.
@@ -109,7 +107,10 @@ class SSEDecoder:
             data = self._with_line_feeds(data)
         events: list[ServerSentEvent] = []
         if not self._line and not self._size and data.startswith(b"data: "):
-            # Nearly every piece of nearly every server is a run of one-line events: three searches find them all.
+            # Nearly every piece of nearly every server is a run of one-line events, most often of one.
+            first = data.find(b"\n")
+            if first == len(data) - 2 <= self.max_event_bytes and data[-1] == _LF:
+                return [ServerSentEvent("message", data[6:-2], self._id)]
             end = data.rfind(b"\n\n")
             if 0 < end <= self.max_event_bytes:
                 payloads = data[6:end].split(b"\n\ndata: ")
@@ -122,8 +123,7 @@ class SSEDecoder:
         return events
 
     def flush(self) -> ServerSentEvent | None:
-        """
-        Ends the stream: the event that it left unfinished, None where there is none with data.
+        """Ends the stream: the event that it left unfinished, None where there is none with data.
 
         The standard throws such an event away. Some servers and proxies lose the last line end, though: whoever knows
         what the data must look like may take it if it is complete as it stands (``[DONE]``, a whole JSON document).
@@ -212,7 +212,7 @@ class SSEDecoder:
                 start += 1
         if name == b"data":
             if self._data_lines:
-                self._data.append(0x0A)
+                self._data.append(_LF)
             with memoryview(line) as view:
                 self._data += view[start:]
             self._data_lines += 1
