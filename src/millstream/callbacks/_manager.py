@@ -1,0 +1,380 @@
+"""From the handlers of a model and a call to the runs that tell them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+from millstream import _clock
+from millstream._errors import OptionTypeError
+from millstream._events import (
+    AttemptEvent,
+    CacheHitEvent,
+    LLMEndEvent,
+    LLMErrorEvent,
+    LLMNewTokenEvent,
+    LLMStartEvent,
+    RateLimitEvent,
+    RetryEvent,
+    TextEvent,
+)
+from millstream._results import GenerationChunk, LLMResult, SerializedLLM
+from millstream.callbacks._base import BaseCallbackHandler
+from millstream.callbacks._console import ConsoleCallbackHandler
+from millstream.callbacks._dispatch import (
+    Index,
+    Late,
+    call_late,
+    call_now,
+    discard_late,
+    index_hooks,
+    is_cancellation,
+)
+
+__all__ = ["CallbackManager", "CallbackManagerForLLMRun", "Callbacks"]
+
+
+class CallbackManager:
+    """A set of handlers, with what is told of every run that starts here.
+
+    Args:
+        handlers: who listens; the same object twice counts once.
+        tags: words for every run.
+        metadata: facts for every run; handlers share it and must not change it.
+        parent_run_id: the run that these are a part of, None at the top.
+
+    Raises:
+        OptionTypeError: something else than handlers, or tags that are one text.
+
+    """
+
+    __slots__ = ("_handlers", "_index", "metadata", "parent_run_id", "tags")
+
+    def __init__(
+        self,
+        handlers: Sequence[BaseCallbackHandler] = (),
+        *,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        parent_run_id: str | None = None,
+    ) -> None:
+        self._handlers: tuple[BaseCallbackHandler, ...] = ()
+        self._index: Index = {}
+        self._set_handlers(_distinct(_checked(handlers)))
+        self.tags = tuple(dict.fromkeys(_tags(tags)))
+        self.metadata: dict[str, Any] = dict(metadata or {})
+        self.parent_run_id = parent_run_id
+
+    def __repr__(self) -> str:
+        return f"<CallbackManager of {', '.join(handler.name for handler in self._handlers) or 'nobody'}>"
+
+    @property
+    def handlers(self) -> tuple[BaseCallbackHandler, ...]:
+        """Who listens, in the order of being told (plain methods before ``async`` ones)."""
+        return self._handlers
+
+    @property
+    def index(self) -> Index:
+        """The methods that are called, by hook. For runs; it is replaced and never changed."""
+        return self._index
+
+    def _set_handlers(self, handlers: tuple[BaseCallbackHandler, ...]) -> None:
+        # Replaced, never changed: a run keeps the index that it started with, so that start and end have one audience.
+        self._handlers = handlers
+        self._index = index_hooks(handlers)
+
+    def add_handler(self, handler: BaseCallbackHandler) -> None:
+        """Tell this one too, from the next run on. Raises: OptionTypeError."""
+        self._set_handlers(_distinct((*self._handlers, *_checked([handler]))))
+
+    def remove_handler(self, handler: BaseCallbackHandler) -> None:
+        """Tell this one no more, from the next run on; harmless where it is not among them."""
+        self._set_handlers(tuple(each for each in self._handlers if each is not handler))
+
+    def copy(self) -> CallbackManager:
+        """A manager of the same handlers, to which others can be added."""
+        return CallbackManager(self._handlers, tags=self.tags, metadata=self.metadata, parent_run_id=self.parent_run_id)
+
+    def wants(self, hook: str) -> bool:
+        """Whether anybody listens to ``hook`` (such as ``"on_llm_new_token"``)."""
+        return hook in self._index
+
+    @classmethod
+    def configure(
+        cls,
+        inheritable: Callbacks = None,
+        local: Callbacks = None,
+        *,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        verbose: bool = False,
+        parent_run_id: str | None = None,
+    ) -> CallbackManager | None:
+        """Merge a model's callbacks with those of one call.
+
+        Args:
+            inheritable: the model's. A manager brings its tags, metadata and parent along.
+            local: the call's; they come after the model's, their metadata over the model's.
+            tags: added to those of both.
+            metadata: put over that of both.
+            verbose: print prompts and answers too, unless a `ConsoleCallbackHandler` does already.
+            parent_run_id: for all runs; None: the call's manager's, else the model's manager's, else none.
+
+        Returns:
+            The manager, None where nobody listens to anything.
+
+        Raises:
+            OptionTypeError: something else than handlers.
+
+        """
+        if not inheritable and not local and not verbose:
+            return None
+        given = [each if isinstance(each, CallbackManager) else cls(each or ()) for each in (inheritable, local)]
+        handlers = _distinct((*given[0].handlers, *given[1].handlers))
+        if verbose and not any(isinstance(handler, ConsoleCallbackHandler) for handler in handlers):
+            handlers = (*handlers, ConsoleCallbackHandler())
+        merged = cls(
+            handlers,
+            tags=(*given[0].tags, *given[1].tags, *_tags(tags)),
+            metadata={**given[0].metadata, **given[1].metadata, **(metadata or {})},
+            parent_run_id=parent_run_id or given[1].parent_run_id or given[0].parent_run_id,
+        )
+        return merged if merged.index else None
+
+    def on_llm_start(
+        self, llm: SerializedLLM | Callable[[], SerializedLLM], prompts: Sequence[str]
+    ) -> list[CallbackManagerForLLMRun]:
+        """Start one run for each prompt.
+
+        Plain methods are called before this returns, so that the start is told before anything is awaited; ``async``
+        ones when `CallbackManagerForLLMRun.start` is awaited. Every run must be ended, best from a ``try`` that
+        follows at once.
+
+        Args:
+            llm: the model as `BaseLLM.serialize` tells it, or a function that gives it (called only if it is wanted).
+            prompts: the prompts as text.
+
+        """
+        if "on_llm_start" not in self._index:
+            serialized: SerializedLLM = {}
+        else:
+            serialized = llm() if callable(llm) else llm
+        runs: list[CallbackManagerForLLMRun] = []
+        try:
+            for prompt in prompts:
+                run = CallbackManagerForLLMRun(self)
+                runs.append(run)
+                run.begin(serialized, prompt)
+        except BaseException as error:
+            for run in runs:
+                run.end_now(error)
+            raise
+        return runs
+
+
+class CallbackManagerForLLMRun:
+    """One run: tells the handlers what happens to one prompt, and that it ended, once.
+
+    Made by `CallbackManager.on_llm_start`. The first of `on_llm_end`, `on_llm_error` and `end_now` ends it; whatever is
+    told after that is ignored. None of the methods raises for what a handler does.
+    """
+
+    __slots__ = (
+        "_ended",
+        "_handlers",
+        "_index",
+        "_late",
+        "_overran",
+        "_time",
+        "metadata",
+        "parent_run_id",
+        "run_id",
+        "tags",
+        "wants_tokens",
+    )
+
+    def __init__(self, manager: CallbackManager) -> None:
+        self.run_id = uuid4().hex
+        self.parent_run_id = manager.parent_run_id
+        self.tags = manager.tags
+        self.metadata = manager.metadata
+        self._handlers = manager.handlers
+        self._index = manager.index
+        self._late: deque[Late] = deque()
+        self._overran: set[int] = set()
+        self._ended = False
+        self._time = 0.0
+        self.wants_tokens = "on_llm_new_token" in self._index
+        """Whether anybody listens to tokens: ask before making up a chunk for nobody."""
+
+    def __repr__(self) -> str:
+        return f"<run {self.run_id}{' (ended)' if self._ended else ''}>"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end was told."""
+        return self._ended
+
+    def wants(self, hook: str) -> bool:
+        """Whether anybody listens to ``hook``."""
+        return hook in self._index
+
+    def get_child(self, *, tags: Sequence[str] = ()) -> CallbackManager:
+        """A manager of the same handlers whose runs are parts of this one. They should end before it does."""
+        return CallbackManager(
+            self._handlers,
+            tags=(*self.tags, *_tags(tags)),
+            metadata=self.metadata,
+            parent_run_id=self.run_id,
+        )
+
+    def begin(self, llm: SerializedLLM, prompt: str) -> None:
+        """Tell the start to plain methods, and keep it for ``async`` ones. For `CallbackManager.on_llm_start` only."""
+        if "on_llm_start" in self._index:
+            event = LLMStartEvent(**self._facts(), llm=llm, prompt=prompt)
+            fatal = call_now(self._index["on_llm_start"], event, self._late)
+            if fatal is not None:
+                raise fatal
+
+    async def start(self) -> None:
+        """Tell the start to ``async`` methods (where this is left out, they hear it before whatever comes next)."""
+        if self._late:
+            await self._flush(None)
+
+    async def on_llm_new_token(self, chunk: GenerationChunk) -> None:
+        """A piece of the stream arrived."""
+        if self.wants_tokens and not self._ended:
+            event = LLMNewTokenEvent(**self._facts(), token=chunk.text, chunk=chunk)
+            await self._tell("on_llm_new_token", event)
+
+    async def on_llm_end(self, result: LLMResult) -> None:
+        """The run ended with the result of its prompt."""
+        if not self._ended:
+            self._ended = True
+            event = LLMEndEvent(**self._facts(), result=result) if "on_llm_end" in self._index else None
+            await self._tell("on_llm_end", event)
+
+    async def on_llm_error(self, error: BaseException) -> None:
+        """The run ended by `error`; cancellation is such an end too."""
+        if not self._ended:
+            self._ended = True
+            await self._tell("on_llm_error", self._error_event(error))
+
+    def end_now(self, error: BaseException) -> None:
+        """The same where nothing can be awaited (a finaliser): only plain methods hear it, nothing is scheduled."""
+        if self._ended:
+            return
+        self._ended = True
+        fatal = call_now(self._index.get("on_llm_error", ()), self._error_event(error), self._late)
+        discard_late(self._late)
+        if fatal is not None:
+            raise fatal
+
+    async def on_text(self, text: str) -> None:
+        """Tell a text."""
+        if "on_text" in self._index and not self._ended:
+            await self._tell("on_text", TextEvent(**self._facts(), text=text))
+
+    async def on_attempt(self, attempt: int) -> None:
+        """An attempt, counted from 1, is about to be made."""
+        if "on_attempt" in self._index and not self._ended:
+            await self._tell("on_attempt", AttemptEvent(**self._facts(), attempt=attempt))
+
+    async def on_retry(self, attempt: int, delay: float, error: BaseException) -> None:
+        """Attempt number `attempt` failed by `error`; another follows after `delay` seconds."""
+        if "on_retry" in self._index and not self._ended:
+            event = RetryEvent(
+                **self._facts(),
+                attempt=attempt,
+                delay=delay,
+                reason=f"{type(error).__name__}: {_text_of(error)}",
+                status_code=getattr(error, "status_code", None),
+            )
+            await self._tell("on_retry", event)
+
+    async def on_rate_limit(self, status_code: int, retry_after: float | None = None) -> None:
+        """The server answered `status_code` for want of room; `retry_after`: seconds it asked to wait, None: none."""
+        if "on_rate_limit" in self._index and not self._ended:
+            event = RateLimitEvent(**self._facts(), status_code=status_code, retry_after=retry_after)
+            await self._tell("on_rate_limit", event)
+
+    async def on_cache_hit(self, *, shared: bool = False) -> None:
+        """The answer was in the cache, or (`shared`) was fetched by another run in flight."""
+        if "on_cache_hit" in self._index and not self._ended:
+            await self._tell("on_cache_hit", CacheHitEvent(**self._facts(), shared=shared))
+
+    async def _tell(self, hook: str, event: Any) -> None:
+        fatal = call_now(self._index.get(hook, ()), event, self._late)
+        if self._late:
+            await self._flush(fatal)
+        elif fatal is not None:
+            raise fatal
+
+    async def _flush(self, fatal: BaseException | None) -> None:
+        later = await call_late(self._late, self._overran)
+        fatal = fatal or later
+        if fatal is not None:
+            raise fatal
+
+    def _facts(self) -> dict[str, Any]:
+        with contextlib.suppress(RuntimeError):  # a finaliser may run where no loop does: the last time that is known
+            self._time = _clock.monotonic()
+        return {
+            "run_id": self.run_id,
+            "parent_run_id": self.parent_run_id,
+            "tags": self.tags,
+            "metadata": self.metadata,
+            "time": self._time,
+        }
+
+    def _error_event(self, error: BaseException) -> LLMErrorEvent | None:
+        if "on_llm_error" not in self._index:
+            return None
+        if is_cancellation(error):
+            kind, message = "cancelled", "the run was cancelled or left early"
+        else:
+            kind, message = type(error).__name__, _text_of(error)
+        return LLMErrorEvent(**self._facts(), kind=kind, message=message, error=error)
+
+
+Callbacks: TypeAlias = Sequence[BaseCallbackHandler] | CallbackManager | None
+"""What a ``callbacks`` argument takes."""
+
+
+def _checked(handlers: Any) -> tuple[BaseCallbackHandler, ...]:
+    if isinstance(handlers, BaseCallbackHandler):
+        raise OptionTypeError(f"callbacks is a list of handlers: put {handlers.name} into [ ]")
+    if not isinstance(handlers, Sequence) or isinstance(handlers, str | bytes):
+        raise OptionTypeError(f"callbacks is a list of handlers or a CallbackManager, not {type(handlers).__name__}")
+    for handler in handlers:
+        if not isinstance(handler, BaseCallbackHandler):
+            what = (
+                handler.__name__ + " (the class: make one of it)"
+                if isinstance(handler, type)
+                else type(handler).__name__
+            )
+            raise OptionTypeError(f"a handler is an instance of a subclass of BaseCallbackHandler, not {what}")
+    return tuple(handlers)
+
+
+def _distinct(handlers: tuple[BaseCallbackHandler, ...]) -> tuple[BaseCallbackHandler, ...]:
+    kept: dict[int, BaseCallbackHandler] = {}  # by identity: a handler may define equality, or have no hash
+    for handler in handlers:
+        kept.setdefault(id(handler), handler)
+    return tuple(kept.values())
+
+
+def _tags(tags: Sequence[str]) -> Sequence[str]:
+    if isinstance(tags, str):
+        raise OptionTypeError(f"tags is a list of texts: [{tags!r}], not {tags!r}")
+    return tags
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a foreign class may be broken; the run's end must be told all the same
+        return ""
