@@ -284,6 +284,25 @@ async def test_a_handler_that_swallows_the_hosts_cancellation_does_not_keep_it()
     with pytest.raises(asyncio.CancelledError):
         await task
     after.assert_paired()
+    assert after.events[-1].kind == "cancelled"
+
+
+@asyncio_only
+async def test_a_handler_that_cancels_the_host_cancels_it_once():
+    async def cancels(event):
+        asyncio.current_task().cancel()
+
+    async def host():
+        with pytest.raises(asyncio.CancelledError):
+            await run.on_text("x")
+        await asyncio.sleep(0)  # it does not come a second time
+        await run.on_llm_end(LLMResult.of("x"))
+
+    after = AsyncRecorder()
+    run = begin(handler_of(cancels, "on_text"))
+    await asyncio.create_task(host())
+    run = begin(handler_of(cancels, "on_text"), after)
+    await asyncio.create_task(host())
 
 
 @pytest.mark.parametrize("how", [_raise_now, _raise_later])

@@ -117,7 +117,7 @@ async def call_late(late: deque[Late], overran: set[int]) -> BaseException | Non
         error = await _await_one(call, overran, cancelled_before)
         fatal = fatal or error
     if fatal is None and _cancel_requests() > cancelled_before:
-        _cancel_again()
+        fatal = await _swallowed_cancellation()
     return fatal
 
 
@@ -163,12 +163,13 @@ def _cancel_requests() -> int:
     return 0 if host is None else host.cancelling()
 
 
-def _cancel_again() -> None:
-    """A handler swallowed the cancellation of the host: ask for it anew, without counting it twice."""
-    host = _host()
-    assert host is not None
-    host.uncancel()
-    host.cancel()
+async def _swallowed_cancellation() -> asyncio.CancelledError:
+    """The host was cancelled, and its handlers kept that to themselves: get it, or what stands for it."""
+    try:
+        await asyncio.sleep(0)  # where the request has not arrived yet, it does so here, and not a second time later
+    except asyncio.CancelledError as error:
+        return error
+    return asyncio.CancelledError()
 
 
 def _report(hook: Hook, error: BaseException | None) -> None:
