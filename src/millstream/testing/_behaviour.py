@@ -1,0 +1,109 @@
+"""Everything that a fake endpoint can be told, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+from millstream.testing._faults import Fault, Latency
+
+__all__ = ["Api", "Behaviour", "FakeRequest", "Reply", "Server"]
+
+Server = Literal["tgi", "vllm", "llamacpp"]
+Api = Literal["text-generation", "completions", "chat"]
+
+Reply: TypeAlias = "str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]"
+"""A text; a tool call ``{"tool": name, "arguments": {...}}``; tool calls; or texts (and tool calls) to cycle through."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FakeRequest:
+    """One request as it arrived, also one that was refused."""
+
+    number: int
+    """From 1, in order of arrival."""
+    method: str
+    path: str
+    """With the query, if there was one."""
+    headers: dict[str, str] = dataclasses.field(repr=False)
+    """Names in lower case; of a repeated header the last one. Not part of the repr: a key may be in there."""
+    body: Any
+    """The decoded JSON; None if there was none, or it was no JSON."""
+    raw: bytes = dataclasses.field(repr=False)
+    """The body's bytes."""
+    time: float
+    """When it was complete, in seconds on the endpoint's event loop's clock."""
+    connection: int
+    """Number of the connection that it came by, from 1."""
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Behaviour:
+    """What a fake endpoint does. Every field may also be changed while it runs, and holds for what comes after."""
+
+    server: Server = "tgi"
+    """Whose dialect and whose quirks: Text Generation Inference, vLLM or llama.cpp."""
+    apis: Sequence[Api] | None = None
+    """Which APIs exist (others are unknown routes). None: those of `server`; only tgi has text-generation."""
+    models: Sequence[str] | None = None
+    """The models that are served; another one is refused (but not by llama.cpp, which ignores the name). None: any."""
+    api_key: str | None = dataclasses.field(default=None, repr=False)
+    """The key that requests must bring as a bearer; None: none is looked for."""
+    reply: Reply | Callable[[str], Reply] | None = None
+    """
+    What is generated. None: words drawn by a hash of model, prompt, sampling parameters and `seed`, as many as
+    ``max_tokens`` (16 where the request sets none), ending with "length". A text ends with "stop", and costs one
+    token more than it has words (the end-of-sequence token), unless ``max_tokens`` ends it first. A list of texts is
+    cycled through, request by request. A callable gets the prompt (of a chat: the texts of all messages, one a line).
+    """
+    reasoning: str | None = None
+    """Sent before the text of a chat, in the field that `server` uses for it. Its words count as tokens. None: none."""
+    chat_template: bool = True
+    """Whether the model has one; without, a chat is refused (as tgi does it: 422, ``template_error``)."""
+    max_total_tokens: int = 131_072
+    """Context: prompt and output together; more is refused."""
+    latency: Latency = Latency()
+    slots: int | None = None
+    """How many requests generate at once; others queue, first come first served. None: no bound. See `resize`."""
+    max_queue: int | None = None
+    """How many may queue; more are refused as overload (429 on tgi, else 503). None: no bound."""
+    requests_per_minute: int | None = None
+    """Generation requests in a fixed window, others get 429; None: no limit."""
+    rate_window: float = 60.0
+    """Seconds of that window (then `requests_per_minute` is really requests a window)."""
+    rate_limit_headers: Literal["retry-after", "ratelimit", "none"] = "retry-after"
+    """What a client is told: ``Retry-After`` on a 429; ``RateLimit`` and ``RateLimit-Policy`` on every answer; nothing."""
+    faults: Sequence[Fault] | Callable[[int], Fault | None] = ()
+    """
+    What goes wrong, in order, each for its number of generation requests; or a callable that gets the number of the
+    generation request (from 1) and gives a fault or None.
+    """
+    fault_rate: float = 0.0
+    """If above 0: the share of generation requests that get one of `faults` (none: a 503), drawn with `seed`."""
+    seed: int = 0
+    """Of everything that is drawn: words, jitter, faults."""
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    """Sent with every answer, for example ``{"x-request-id": "1"}``."""
+    coalesce: bool = True
+    """Whether events that come without a wait between them are written at once; False: one by one, with a checkpoint."""
+    keep_alive: bool = True
+    """Whether a connection serves more than one request."""
+    idle_timeout: float | None = None
+    """Seconds after which a connection without a request is closed; None: never."""
+    host: str = "127.0.0.1"
+    """Where to listen."""
+    port: int = 0
+    """0: a free one."""
+
+    @property
+    def offered(self) -> Sequence[Api]:
+        """The APIs that exist."""
+        if self.apis is not None:
+            return self.apis
+        return ("text-generation", "completions", "chat") if self.server == "tgi" else ("completions", "chat")
+
+    @property
+    def model(self) -> str:
+        """The model that answers when a request names none."""
+        return self.models[0] if self.models else "fake-model"

@@ -1,0 +1,143 @@
+"""The generation engine: slots, the queue before them, the time that tokens take, the rate limit. No sockets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections import deque
+
+import anyio
+
+from millstream.testing._behaviour import Behaviour
+
+__all__ = ["Engine", "QueueFullError", "Ticket"]
+
+
+class QueueFullError(Exception):
+    """No slot is free and no place in the queue either."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Ticket:
+    """A place in the queue, then a slot, given back by `Engine.leave`."""
+
+    admitted: anyio.Event | None = None
+    """None: it had a slot at once."""
+    holds: bool = False
+    due: float = -math.inf
+    """When the last token was due: lateness of one sleep does not add to the next."""
+
+    async def wait(self) -> None:
+        """Until it has a slot."""
+        if not self.holds and self.admitted is not None:
+            await self.admitted.wait()
+
+
+class Engine:
+    """Generates for at most ``behaviour.slots`` requests at once; the others wait, first come first served."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+        self._queue: deque[Ticket] = deque()
+        self._jitter = random.Random(behaviour.seed)  # noqa: S311 - no secret
+        self._window_end = -math.inf
+        self._in_window = 0
+        self.running = 0
+        """Requests that have a slot."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    def _free(self) -> bool:
+        slots = self._behaviour.slots
+        return slots is None or self.running < slots
+
+    def enter(self) -> Ticket:
+        """Take a slot, or the last place in the queue.
+
+        Raises:
+            QueueFullError: there is neither.
+
+        """
+        if self._free() and not self._queue:
+            self.running += 1
+            return Ticket(holds=True)
+        limit = self._behaviour.max_queue
+        if limit is not None and len(self._queue) >= limit:
+            raise QueueFullError
+        ticket = Ticket(anyio.Event())
+        self._queue.append(ticket)
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give back the slot, or the place in the queue."""
+        if ticket.holds:
+            ticket.holds = False
+            self.running -= 1
+            self.admit()
+        elif ticket in self._queue:
+            self._queue.remove(ticket)
+
+    def admit(self) -> None:
+        """Give free slots to those who wait; to be called when `slots` was raised."""
+        while self._queue and self._free():
+            ticket = self._queue.popleft()
+            ticket.holds = True
+            self.running += 1
+            assert ticket.admitted is not None
+            ticket.admitted.set()
+
+    def delay(self, count: int, *, first: bool) -> float:
+        """Seconds for the next `count` tokens; with `first` they begin with the first of all."""
+        latency = self._behaviour.latency
+        if latency.zero:
+            return 0.0
+        seconds = 0.0
+        if first:
+            count -= 1
+            seconds = latency.first_token
+            if latency.jitter:
+                seconds += self._jitter.uniform(0.0, latency.jitter)
+        return seconds + count * (latency.inter_token + latency.load * max(0, self.running - 1))
+
+    async def generate(self, ticket: Ticket, count: int, *, first: bool) -> None:
+        """Wait until the next `count` tokens are there."""
+        if first:
+            ticket.due = anyio.current_time()
+        if first or not self._behaviour.latency.load:
+            await self._sleep(ticket, self.delay(count, first=first))
+            return
+        for _ in range(count):  # the batch may change from one token to the next
+            await self._sleep(ticket, self.delay(1, first=False))
+
+    async def _sleep(self, ticket: Ticket, seconds: float) -> None:
+        ticket.due += seconds
+        left = ticket.due - anyio.current_time()
+        if left > 0:
+            await anyio.sleep(left)
+
+    def take_permit(self) -> tuple[bool, list[tuple[str, str]]]:
+        """Count a request against the rate limit: whether it may pass, and the headers that tell."""
+        limit = self._behaviour.requests_per_minute
+        if limit is None:
+            return True, []
+        now = anyio.current_time()
+        window = self._behaviour.rate_window
+        if now >= self._window_end:
+            self._window_end, self._in_window = now + window, 0
+        passes = self._in_window < limit
+        self._in_window += passes
+        reset = math.ceil(self._window_end - now)
+        style = self._behaviour.rate_limit_headers
+        if style == "ratelimit":
+            policy = f'"fixed window";"api";q={limit};w={math.ceil(window)}'
+            return passes, [
+                ("ratelimit", f'"api";r={limit - self._in_window};t={reset}'),
+                ("ratelimit-policy", policy),
+            ]
+        if style == "retry-after" and not passes:
+            return False, [("retry-after", str(reset))]
+        return passes, []
