@@ -324,3 +324,8 @@ def cached_tokenizer(model: str) -> Path | None:
     folder = Path(os.path.expandvars(cache)).expanduser() if cache else _hub_home() / "hub"
     snapshots = folder / f"models--{model.partition(':')[0].replace('/', '--')}" / "snapshots"
     return next(iter(sorted(snapshots.glob("*/tokenizer.json"))), None)
+
+
+def environment_ca() -> tuple[str | None, str | None]:
+    """The file and the directory of trusted certificates that the environment names, None for none."""
+    return os.environ.get("SSL_CERT_FILE") or None, os.environ.get("SSL_CERT_DIR") or None
