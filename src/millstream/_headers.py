@@ -103,7 +103,8 @@ def _split_times(value: str) -> Iterator[str]:
     """At its commas, except for the comma after the day of a date."""
     day = ""
     for part in value[:_MAX_HEADER_CHARACTERS].split(","):
-        if part.strip().lower()[:3] in _DAYS:
+        name = part.strip().lower()
+        if name.isalpha() and name[:3] in _DAYS:
             day = part + ","
         else:
             yield (day + part).strip()
@@ -163,7 +164,9 @@ def http_date(text: str, *, now: float) -> float | None:
 def _full_year(two_digits: int, this_year: int) -> int:
     """As RFC 9110 has it: what would be more than 50 years ahead is the past."""
     year = this_year - this_year % 100 + two_digits
-    return year - 100 if year > this_year + 50 else year
+    if year > this_year + 50:
+        return year - 100
+    return year + 100 if year <= this_year - 50 else year
 
 
 # RateLimit: a list of structured fields (RFC 9651)

@@ -455,23 +455,26 @@ def _message_without_words(status: int, body: bytes, host: str) -> str:
         return f"{phrase}{_at(host)}, with an empty body"
     if _is_html(text):
         title = _title(text)
-        return f"{phrase}{_at(host)}, with an HTML page" + (f" titled {excerpt(title, 100)!r}" if title else "")
+        return f"{phrase}{_at(host)}, with an HTML page" + (f" titled '{title}'" if title else "")
     return f"{phrase}{_at(host)}, with a body that says nothing of the reason"
 
 
 def _title(text: str) -> str:
     lower = text.lower()
     start, end = lower.find("<title>"), lower.find("</title>")
-    return text[start + 7 : end].strip() if 0 <= start < end and len(lower) == len(text) else ""
+    return " ".join(text[start + 7 : end].split())[:100] if 0 <= start < end and len(lower) == len(text) else ""
 
 
 def _redirect_message(status: int, location: str, host: str) -> str:
     try:
         parts = urlsplit(location)
-        target = parts.hostname or ""
+        scheme, target, port = parts.scheme or "https", parts.hostname, parts.port
     except ValueError:
-        target = ""
-    where = excerpt(target, 200) or (f"another path of {host}" if location and host else "another place")
+        scheme, target, port = "", None, None
+    if target:
+        where = excerpt(f"{scheme}://{target}" + (f":{port}" if port else ""), 200)
+    else:
+        where = f"another path of {host}" if location and host else "another place"
     return (
         f"{host or 'the endpoint'} redirects ({status}) to {where}; a redirect is not followed, because the key and "
         "the prompt would go along: set endpoint_url to the final address"
