@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-__all__ = ["event_loop", "monotonic", "random", "sleep", "wall_time"]
+__all__ = ["event_loop", "monotonic", "random", "sleep", "steady_time", "wall_time"]
 
 
 def monotonic() -> float:
@@ -20,6 +20,11 @@ def monotonic() -> float:
 async def sleep(seconds: float) -> None:
     """Wait on the same clock."""
     await anyio.sleep(seconds)
+
+
+def steady_time() -> float:
+    """Seconds on the machine's steady clock, one for all event loops and threads: for what outlives a loop."""
+    return _time.monotonic()
 
 
 def wall_time() -> float:
@@ -33,8 +38,7 @@ def random() -> float:
 
 
 def event_loop() -> Any:
-    """
-    What is running us: the asyncio loop, or trio's token. Two runs never have the same one.
+    """What is running us: the asyncio loop, or trio's token. Two runs never have the same one.
 
     Raises:
         RuntimeError: no event loop is running.
