@@ -22,6 +22,7 @@ MAX_EVENT_BYTES = 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 _COLON = 0x3A
 _LF = 0x0A
+_SHORT_LINE = 4096
 _MAX_RETRY_DIGITS = 100  # int() is quadratic in the digits, and refuses some thousands of them
 
 
@@ -204,20 +205,19 @@ class SSEDecoder:
         self._check_size(len(line))
         self._size += len(line) + 1
         colon = line.find(b":")
-        if colon < 0:
-            name, start = bytes(line), len(line)
-        else:
-            name, start = bytes(line[:colon]), colon + 1
-            if line[start : start + 1] == b" ":
-                start += 1
-        if name == b"data":
+        end = colon if colon >= 0 else len(line)
+        start = end + 2 if line.startswith(b" ", end + 1) else end + 1
+        if end == 4 and line.startswith(b"data"):
             if self._data_lines:
                 self._data.append(_LF)
-            with memoryview(line) as view:
-                self._data += view[start:]
             self._data_lines += 1
-        elif name in {b"event", b"id", b"retry"}:
-            self._receive_field(name, bytes(line[start:]))
+            if len(line) <= _SHORT_LINE:
+                self._data += line[start:]
+            else:
+                with memoryview(line) as view:  # not one more copy of what may be as long as the bound
+                    self._data += view[start:]
+        elif end <= 5:
+            self._receive_field(bytes(line[:end]), bytes(line[start:]))
 
     def _receive_field(self, name: bytes, value: bytes) -> None:
         if name == b"event":
@@ -225,8 +225,8 @@ class SSEDecoder:
         elif name == b"id":
             if b"\0" not in value:
                 self._id = value.decode("utf-8", "replace")
-        elif value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:  # bytes.isdigit knows ASCII digits only
-            self.retry = int(value)
+        elif name == b"retry" and value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
+            self.retry = int(value)  # bytes.isdigit knew ASCII digits only
 
     def _dispatch(self, events: list[ServerSentEvent]) -> None:
         """A blank line. An event without a data line is none, but its id counts."""

@@ -494,6 +494,11 @@ def test_words_that_only_look_a_little_like_keys_stay():
     assert without_keys(text) == text
 
 
+def test_a_value_that_is_no_json_is_still_an_error():
+    error = error_in_body({"error": "x", "other": object()})
+    assert (str(error), error.body) == ("x (status 500)", "")
+
+
 def test_excerpts_are_bounded_and_printable():
     error = error_of(400, b'{"error":"' + b"x" * 1_000_000 + b'\\u001b[31m"}', {"x-request-id": "\x1b[0m"})
     assert len(str(error)) < 700
