@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -19,12 +20,13 @@ T = TypeVar("T")
 class _Flight(Generic[T]):
     """One fetch under way. It lands with a value or an error; with neither, its leader left and another fetches."""
 
-    __slots__ = ("error", "landed", "value")
+    __slots__ = ("error", "landed", "traceback", "value")
 
     def __init__(self) -> None:
         self.landed = anyio.Event()
         self.value: tuple[T] | None = None
         self.error: Exception | None = None
+        self.traceback: TracebackType | None = None
 
 
 class SingleFlight(Generic[T]):
@@ -63,7 +65,7 @@ class SingleFlight(Generic[T]):
             if flight.value is not None:
                 return flight.value[0], True
             if flight.error is not None:
-                raise _copy_of(flight.error)
+                raise _copy_of(flight.error).with_traceback(flight.traceback)
         return await _lead(flights, key, fetch), False
 
     def _flights_of_this_loop(self) -> dict[str, _Flight[T]]:
@@ -79,7 +81,7 @@ async def _lead(flights: dict[str, _Flight[T]], key: str, fetch: Callable[[], Aw
     try:
         value = await fetch()
     except Exception as error:
-        flight.error = error
+        flight.error, flight.traceback = error, error.__traceback__
         raise
     else:
         flight.value = (value,)
@@ -88,10 +90,11 @@ async def _lead(flights: dict[str, _Flight[T]], key: str, fetch: Callable[[], Aw
         del flights[key]
         with contextlib.suppress(RuntimeError):  # the coroutine is being closed after its loop has ended
             flight.landed.set()
+        del flight  # the error's traceback has this frame, and would keep itself alive through it
 
 
 def _copy_of(error: Exception) -> Exception:
-    """A twin of `error` for another task.
+    """A twin of `error` for another task, without its traceback.
 
     Raising one object in several tasks makes their tracebacks one tangle, and whoever adds a fact (`prompt_index`)
     adds it for all. Where a class can't be copied, the object itself.
@@ -102,7 +105,6 @@ def _copy_of(error: Exception) -> Exception:
         return error
     if type(twin) is not type(error):
         return error
-    twin.__traceback__ = error.__traceback__
     twin.__cause__ = error.__cause__
     twin.__context__ = error.__context__
     twin.__suppress_context__ = error.__suppress_context__
