@@ -1,0 +1,70 @@
+"""What a dialect is: how a prompt and its options become a request body, and how an answer's bytes become results."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Protocol
+
+from millstream._config import CallOptions
+from millstream._errors import MillstreamError
+from millstream._prompts import BasePromptValue
+from millstream._results import GenerationChunk, LLMResult
+
+__all__ = ["Dialect", "DialectName", "StreamDecoder"]
+
+DialectName = Literal["text-generation", "completions", "chat"]
+
+
+class Dialect(Protocol):
+    """One of the three ways that text-generation servers speak. Stateless: one instance serves all calls."""
+
+    name: ClassVar[DialectName]
+    """What it is called in the configuration."""
+
+    def encode(self, prompt: BasePromptValue, options: CallOptions, *, model: str | None, stream: bool) -> bytes:
+        """The request body, JSON.
+
+        ``model`` comes first, for routers that read only the beginning; None leaves it out. `options.extra_body` is put
+        over everything else.
+
+        Raises:
+            OptionValueError: an option that this dialect does not have.
+            OptionTypeError: a value that can't be written as JSON.
+
+        """
+        ...
+
+    def decode(self, body: bytes, prompt: BasePromptValue, options: CallOptions) -> LLMResult:
+        """The result of one prompt (one row) from the whole body of a 2xx answer.
+
+        Raises:
+            StatusError: the body is an error.
+            ProtocolError: the body can't be understood; it has an excerpt.
+
+        """
+        ...
+
+    def stream_decoder(self, prompt: BasePromptValue, options: CallOptions) -> StreamDecoder:
+        """A new decoder for one streamed answer."""
+        ...
+
+
+class StreamDecoder(Protocol):
+    """Turns the body of one streamed answer into chunks. Nothing here raises.
+
+    Attributes:
+        done: nothing more is to come but perhaps usage: the end mark was seen, or every output reached a stop text. The
+            rest of the body may be drained, or given to `receive_data` for the usage.
+        error: why no more chunks come, None while all is well. Chunks returned together with it came before it.
+
+    """
+
+    done: bool
+    error: MillstreamError | None
+
+    def receive_data(self, data: bytes) -> list[GenerationChunk]:
+        """The chunks that are complete with this piece of the body, cut anywhere."""
+        ...
+
+    def receive_eof(self) -> list[GenerationChunk]:
+        """The last chunks. Sets `error` to a `TruncatedStreamError` for a stream that ended before its end."""
+        ...
