@@ -28,6 +28,7 @@ from millstream._errors import (
     WriteError,
 )
 from millstream._transport._seam import Request, Response, Timeouts
+from millstream._transport._tls import create_context
 
 __all__ = ["HttpxTransport", "httpx_transport_for", "translate_httpx_error"]
 
@@ -308,14 +309,14 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         at = at.__cause__ or at.__context__
 
 
-def httpx_transport_for(*, proxy: str | None, http2: bool, verify: bool | ssl.SSLContext) -> HttpxTransport:
+def httpx_transport_for(*, proxy: str | None, http2: bool, verify: bool | str | ssl.SSLContext) -> HttpxTransport:
     """An httpx transport of our own, for what our pool does not speak.
 
     Args:
         proxy: ``http://``, ``https://``, ``socks5://`` or ``socks5h://``, with ``user:password@`` where it needs them;
             None: go there directly. Never shown in a message.
         http2: offer HTTP/2 to https servers.
-        verify: as in httpx; False accepts any certificate.
+        verify: as in `PoolTransport`, or a context.
 
     Raises:
         MissingExtraError: HTTP/2 or SOCKS was asked for and its package is not installed.
@@ -332,7 +333,7 @@ def httpx_transport_for(*, proxy: str | None, http2: bool, verify: bool | ssl.SS
             raise MissingExtraError('a SOCKS proxy needs an extra: pip install "millstream[socks]"', name="socksio")
     try:
         below = httpx.AsyncHTTPTransport(
-            verify=verify,
+            verify=verify if isinstance(verify, ssl.SSLContext) else create_context(verify),
             http2=http2,
             proxy=proxy,
             # How much is in flight is decided above; idle ones are dropped before most servers would.
