@@ -23,7 +23,7 @@ class _Flight(Generic[T]):
     __slots__ = ("error", "landed", "traceback", "value")
 
     def __init__(self) -> None:
-        self.landed = anyio.Event()
+        self.landed: anyio.Event | None = None  # made by the first that waits: most flights are alone
         self.value: tuple[T] | None = None
         self.error: Exception | None = None
         self.traceback: TracebackType | None = None
@@ -61,6 +61,8 @@ class SingleFlight(Generic[T]):
         """
         flights = self._flights_of_this_loop()
         while (flight := flights.get(key)) is not None:
+            if flight.landed is None:
+                flight.landed = anyio.Event()
             await flight.landed.wait()
             if flight.value is not None:
                 return flight.value[0], True
@@ -88,8 +90,9 @@ async def _lead(flights: dict[str, _Flight[T]], key: str, fetch: Callable[[], Aw
         return value
     finally:
         del flights[key]
-        with contextlib.suppress(RuntimeError):  # the coroutine is being closed after its loop has ended
-            flight.landed.set()
+        if flight.landed is not None:
+            with contextlib.suppress(RuntimeError):  # the coroutine is being closed after its loop has ended
+                flight.landed.set()
         del flight  # the error's traceback has this frame, and would keep itself alive through it
 
 

@@ -132,15 +132,15 @@ class CallbackManager:
         """
         if not inheritable and not local and not verbose:
             return None
-        given = [each if isinstance(each, CallbackManager) else cls(each or ()) for each in (inheritable, local)]
-        handlers = _distinct((*given[0].handlers, *given[1].handlers))
+        first, second = _manager_of(inheritable), _manager_of(local)
+        handlers = _distinct((*_handlers_of(inheritable), *_handlers_of(local)))
         if verbose and not any(isinstance(handler, ConsoleCallbackHandler) for handler in handlers):
             handlers = (*handlers, ConsoleCallbackHandler())
         merged = cls(
             handlers,
-            tags=(*given[0].tags, *given[1].tags, *_tags(tags)),
-            metadata={**given[0].metadata, **given[1].metadata, **(metadata or {})},
-            parent_run_id=parent_run_id or given[1].parent_run_id or given[0].parent_run_id,
+            tags=(*first.tags, *second.tags, *_tags(tags)),
+            metadata={**first.metadata, **second.metadata, **(metadata or {})},
+            parent_run_id=parent_run_id or second.parent_run_id or first.parent_run_id,
         )
         return merged if merged.index else None
 
@@ -344,6 +344,14 @@ Callbacks: TypeAlias = Sequence[BaseCallbackHandler] | CallbackManager | None
 """What a ``callbacks`` argument takes."""
 
 
+def _manager_of(callbacks: Callbacks) -> CallbackManager:
+    return callbacks if isinstance(callbacks, CallbackManager) else _NOBODY
+
+
+def _handlers_of(callbacks: Callbacks) -> tuple[BaseCallbackHandler, ...]:
+    return callbacks.handlers if isinstance(callbacks, CallbackManager) else _checked(callbacks or ())
+
+
 def _checked(handlers: Any) -> tuple[BaseCallbackHandler, ...]:
     if isinstance(handlers, BaseCallbackHandler):
         raise OptionTypeError(f"callbacks is a list of handlers: put {handlers.name} into [ ]")
@@ -378,3 +386,6 @@ def _text_of(error: BaseException) -> str:
         return str(error)
     except Exception:  # noqa: BLE001 - a foreign class may be broken; the run's end must be told all the same
         return ""
+
+
+_NOBODY = CallbackManager()
