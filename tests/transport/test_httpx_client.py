@@ -53,7 +53,11 @@ async def serving(handler, tls=None):
             with suppress(anyio.BrokenResourceError, anyio.EndOfStream, anyio.ClosedResourceError):
                 await handler(stream)
 
-    listener = listeners if tls is None else anyio.streams.tls.TLSListener(listeners, ssl_context=tls)
+    listener = (
+        listeners
+        if tls is None
+        else anyio.streams.tls.TLSListener(listeners, ssl_context=tls, standard_compatible=False)
+    )
     async with listeners, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, connection)
         port = listeners.extra(anyio.abc.SocketAttribute.local_port)

@@ -1,0 +1,402 @@
+"""Our pool below httpx: `PooledTransport`, against real sockets."""
+
+from __future__ import annotations
+
+import gzip
+import inspect
+import json
+import socket
+import ssl
+from contextlib import asynccontextmanager, suppress
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import anyio.streams.tls
+import httpx
+import pytest
+import trustme
+
+from millstream import _errors
+from millstream._errors import (
+    CertificateError,
+    ClosedError,
+    ConnectError,
+    DeadlineError,
+    LocalProtocolError,
+    MillstreamError,
+    ProtocolError,
+    ReadError,
+    TransportError,
+    WriteError,
+)
+from millstream._transport import httpx_pooled
+from millstream._transport.httpx_pooled import PooledTransport
+from millstream._transport.pool import PoolTransport
+
+
+class Server:
+    """Answers by path; notes each connection and request."""
+
+    def __init__(self):
+        self.url = ""
+        self.connections = 0
+        self.requests = []
+        self.gone = anyio.Event()
+        """Set when a client closes its connection while an answer is under way."""
+
+    async def connection(self, stream):
+        self.connections += 1
+        async with stream:
+            with suppress(anyio.BrokenResourceError, anyio.EndOfStream, anyio.ClosedResourceError):
+                while True:
+                    head, body = await read_request(stream)
+                    self.requests.append((head, body))
+                    await self.answer(stream, head, body)
+
+    async def answer(self, stream, head, body):
+        method, target, _ = head.split(b"\r\n")[0].split(b" ")
+        path = target.partition(b"?")[0]
+        if path == b"/silent":
+            await anyio.sleep_forever()
+        elif path == b"/hangup":
+            await stream.aclose()
+        elif path == b"/nonsense":
+            await stream.send(b"SSH-2.0\r\n\r\n")
+        elif path == b"/cut":
+            await stream.send(CHUNKED + b"2\r\nab\r\n")
+            await stream.aclose()
+        elif path == b"/endless":
+            await stream.send(CHUNKED + b"2\r\nab\r\n")
+            try:
+                await stream.receive()
+            finally:
+                self.gone.set()
+        elif path == b"/pieces":
+            await stream.send(CHUNKED + b"2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n")
+        elif path == b"/gzip":
+            packed = gzip.compress(b"text " * 100)
+            await stream.send(
+                b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed) + packed
+            )
+        elif path == b"/redirect":
+            await stream.send(b"HTTP/1.1 302 Found\r\nLocation: /there?a=1\r\nContent-Length: 0\r\n\r\n")
+        elif path == b"/cookie":
+            await stream.send(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Length: 0\r\n\r\n")
+        elif path == b"/nothing":
+            await stream.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+        else:
+            content = json.dumps({"line": head.split(b"\r\n")[0].decode(), "body": body.decode()}).encode()
+            data = b"HTTP/1.1 200 Fine\r\nContent-Length: %d\r\nX-Two: 1\r\nX-Two: 2\r\n\r\n" % len(content)
+            await stream.send(data + (b"" if method == b"HEAD" else content))
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def read_request(stream):
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += await stream.receive()
+    head, _, body = data.partition(b"\r\n\r\n")
+    wanted = next((int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0)
+    while len(body) < wanted:
+        body += await stream.receive()
+    return head, body
+
+
+@asynccontextmanager
+async def serving(tls=None):
+    server = Server()
+    listeners = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listeners.extra(anyio.abc.SocketAttribute.local_port)
+    server.url = f"http{'' if tls is None else 's'}://127.0.0.1:{port}"
+    listener = (
+        listeners
+        if tls is None
+        else anyio.streams.tls.TLSListener(listeners, ssl_context=tls, standard_compatible=False)
+    )
+    async with listeners, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, server.connection)
+        yield server
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def both(tls=None, **options):
+    transport = PooledTransport(**options)
+    async with serving(tls) as server, httpx.AsyncClient(transport=transport, base_url=server.url) as client:
+        yield server, client
+
+
+class TestRequests:
+    @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+    async def test_methods(self, method):
+        async with both() as (_, client):
+            answer = await client.request(
+                method, "/a%20b", params={"q": "é &"}, content=b"body" if "P" in method else None
+            )
+        assert answer.json()["line"] == f"{method} /a%20b?q=%C3%A9+%26 HTTP/1.1"
+        assert answer.json()["body"] == ("body" if "P" in method else "")
+        assert (answer.status_code, answer.reason_phrase, answer.http_version) == (200, "Fine", "HTTP/1.1")
+        assert answer.headers.get_list("x-two") == ["1", "2"]
+
+    async def test_answers_without_a_body(self):
+        async with both() as (server, client):
+            head = await client.head("/")
+            assert (head.content, int(head.headers["content-length"]) > 0) == (b"", True)
+            assert (await client.get("/nothing")).status_code == 204
+            assert (await client.get("/")).status_code == 200
+            assert server.connections == 1
+
+    async def test_headers(self):
+        async with both() as (server, client):
+            await client.get("/", headers=[("Host", "other.test"), ("X-Case", "1"), ("x-case", "2")])
+        lines = server.requests[0][0].split(b"\r\n")
+        assert [line for line in lines if line.lower().startswith(b"host:")] == [b"Host: other.test"]
+        assert [line for line in lines if line.lower().startswith(b"x-case")] == [b"X-Case: 1", b"x-case: 2"]
+        assert b"Accept-Encoding: gzip, deflate" in lines
+
+    @pytest.mark.parametrize(
+        ("asked", "sent"), [("br, gzip;q=0.5, zstd", b"gzip;q=0.5"), ("br", b"identity"), ("identity", b"identity")]
+    )
+    async def test_no_encoding_is_asked_for_that_the_pool_does_not_know(self, asked, sent):
+        async with both() as (server, client):
+            await client.get("/", headers={"accept-encoding": asked})
+        assert b"accept-encoding: " + sent in server.requests[0][0].lower()
+
+    async def test_a_body_that_arrives_in_pieces(self):
+        async def pieces():
+            yield b"one "
+            await anyio.lowlevel.checkpoint()
+            yield b"two"
+
+        async with both() as (server, client):
+            assert (await client.post("/", content=pieces())).json()["body"] == "one two"
+            assert "three" in (await client.post("/", files={"f": b"three"})).json()["body"]
+        head = server.requests[0][0].lower()
+        assert b"content-length: 7" in head
+        assert b"transfer-encoding" not in head
+
+    async def test_a_body_over_the_bound(self):
+        class Endless:
+            def __aiter__(self):
+                return self
+
+            async def __anext__(self):
+                return bytes(1 << 20)
+
+        async with both() as (server, client):
+            with pytest.raises(httpx.LocalProtocolError, match="over 64 MiB"):
+                await client.post("/", content=Endless())
+        assert server.connections == 0
+
+    async def test_a_header_that_is_not_ascii(self):
+        async with both() as (_, client):
+            with pytest.raises(httpx.LocalProtocolError) as caught:
+                await client.get("/", headers={"x": b"\xe9"})
+        assert caught.value.request.url.path == "/"
+
+    async def test_other_schemes(self):
+        async with httpx.AsyncClient(transport=PooledTransport()) as client:
+            with pytest.raises(httpx.UnsupportedProtocol):
+                await client.get("ftp://example.test/")
+
+
+class TestClientAbove:
+    async def test_redirects_and_hooks(self):
+        seen = []
+
+        async def hook(answer):
+            seen.append(answer.status_code)
+
+        async with both() as (server, client):
+            client.event_hooks = {"response": [hook]}
+            answer = await client.get("/redirect", follow_redirects=True)
+            assert answer.json()["line"] == "GET /there?a=1 HTTP/1.1"
+            assert (await client.get("/redirect")).status_code == 302
+            assert server.connections == 1
+        assert seen == [302, 200, 302]
+
+    async def test_cookies_and_authentication(self):
+        async with both() as (server, client):
+            await client.get("/cookie")
+            await client.get("/", auth=("user", "pw"))
+        assert b"Cookie: a=1; b=2" in server.requests[1][0]
+        assert b"Authorization: Basic " in server.requests[1][0]
+
+    async def test_gzip_is_decoded_once(self):
+        async with both() as (_, client):
+            answer = await client.get("/gzip")
+            assert answer.text == "text " * 100
+            assert not {"content-encoding", "content-length"} & set(answer.headers)
+            async with client.stream("GET", "/gzip") as answer:
+                assert b"".join([piece async for piece in answer.aiter_raw()]) == b"text " * 100
+
+
+class TestStreams:
+    async def test_read_to_the_end_the_connection_is_used_again(self):
+        async with both() as (server, client):
+            for _ in range(3):
+                async with client.stream("GET", "/pieces") as answer:
+                    assert b"".join([piece async for piece in answer.aiter_bytes()]) == b"abcd"
+            assert server.connections == 1
+
+    async def test_left_with_its_end_already_here_too(self):
+        async with both() as (server, client):
+            for _ in range(3):
+                async with client.stream("GET", "/pieces"):
+                    pass
+            assert server.connections == 1
+
+    async def test_left_early_it_is_closed_at_once(self):
+        async with both() as (server, client):
+            async with client.stream("GET", "/endless"):
+                pass
+            with anyio.fail_after(5):
+                await server.gone.wait()
+            assert (await client.get("/")).status_code == 200
+            assert server.connections == 2
+
+    async def test_cancelled_it_is_closed_at_once(self):
+        pool = PoolTransport()
+        async with both(pool=pool) as (server, client):
+            with anyio.CancelScope() as scope:
+                async with client.stream("GET", "/endless") as answer:
+                    async for _ in answer.aiter_bytes():
+                        scope.cancel()
+            with anyio.fail_after(5):
+                await server.gone.wait()
+            assert (pool.statistics().open, pool.statistics().opening) == (0, 0)
+        await pool.aclose()
+
+    async def test_cancelled_before_the_head(self):
+        pool = PoolTransport()
+        async with both(pool=pool) as (_, client):
+            with anyio.move_on_after(0.02):
+                await client.get("/silent")
+            assert (pool.statistics().open, pool.statistics().opening) == (0, 0)
+        await pool.aclose()
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("path", "expected"),
+        [
+            ("/hangup", httpx.ReadError),
+            ("/nonsense", httpx.RemoteProtocolError),
+            ("/cut", httpx.ReadError),
+        ],
+    )
+    async def test_a_server_that_fails(self, path, expected):
+        async with both() as (_, client):
+            with pytest.raises(expected) as caught:
+                await client.get(path)
+        assert caught.value.request.url.path == path
+        assert isinstance(caught.value.__cause__, MillstreamError)
+
+    async def test_nobody_listens(self):
+        async with serving() as server:
+            pass
+        async with httpx.AsyncClient(transport=PooledTransport()) as client:
+            with pytest.raises(httpx.ConnectError):
+                await client.get(server.url)
+
+    @pytest.mark.parametrize("path", ["/silent", "/endless"])
+    async def test_read_timeout(self, path):
+        async with both() as (_, client):
+            with pytest.raises(httpx.ReadTimeout):
+                await client.get(path, timeout=httpx.Timeout(5, read=0.02))
+
+    async def test_pool_timeout(self):
+        async with both(limits=httpx.Limits(max_connections=1)) as (_, client), client.stream("GET", "/endless"):
+            with pytest.raises(httpx.PoolTimeout):
+                await client.get("/", timeout=httpx.Timeout(5, pool=0.02))
+
+    async def test_connect_timeout(self):
+        with socket.socket() as mute:  # the system takes the connection; nobody answers the TLS handshake
+            mute.bind(("127.0.0.1", 0))
+            mute.listen()
+            async with httpx.AsyncClient(transport=PooledTransport()) as client:
+                with pytest.raises(httpx.ConnectTimeout):
+                    await client.get(
+                        f"https://127.0.0.1:{mute.getsockname()[1]}/", timeout=httpx.Timeout(5, connect=0.05)
+                    )
+
+    async def test_write_timeout(self):
+        with socket.socket() as deaf:  # the system takes the connection and what its buffers hold; nobody reads
+            deaf.bind(("127.0.0.1", 0))
+            deaf.listen()
+            async with httpx.AsyncClient(transport=PooledTransport()) as client:
+                with pytest.raises(httpx.WriteTimeout):
+                    await client.post(
+                        f"http://127.0.0.1:{deaf.getsockname()[1]}/",
+                        content=bytes(32 << 20),
+                        timeout=httpx.Timeout(5, write=0.05),
+                    )
+
+    async def test_certificates(self):
+        authority, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        ours = ssl.create_default_context()
+        authority.configure_trust(ours)
+        async with both(context, verify=ours) as (server, client):
+            assert (await client.get("/")).status_code == 200
+            for verify, ok in ((True, False), (False, True)):
+                async with httpx.AsyncClient(transport=PooledTransport(verify=verify)) as other:
+                    if ok:
+                        assert (await other.get(server.url)).status_code == 200
+                        continue
+                    with pytest.raises(httpx.ConnectError) as caught:
+                        await other.get(server.url)
+                    assert isinstance(caught.value.__cause__, CertificateError)
+
+    async def test_closed(self):
+        async with both() as (server, client):
+            transport = PooledTransport()
+            await transport.aclose()
+            with pytest.raises(httpx.LocalProtocolError):
+                await transport.handle_async_request(client.build_request("GET", "/"))
+            assert server.connections == 0
+
+    async def test_a_pool_that_was_brought_is_not_closed(self):
+        pool = PoolTransport()
+        async with both(pool=pool) as (_, client):
+            assert (await client.get("/")).status_code == 200
+            await PooledTransport(pool=pool).aclose()
+            assert (await client.get("/")).status_code == 200
+        await pool.aclose()
+
+    def test_every_error_of_the_seam_has_a_translation(self):
+        ours = [value for value in vars(_errors).values() if inspect.isclass(value)]
+        seam = [
+            error for error in ours if issubclass(error, (TransportError, ProtocolError, DeadlineError, ClosedError))
+        ]
+        assert len(seam) >= 8
+        request = httpx.Request("GET", "http://example.test/")
+        for error in seam:
+            theirs = httpx_pooled._translate(error("why"), request)
+            assert isinstance(theirs, httpx.TransportError), error
+            assert theirs.request is request
+            assert "why" in str(theirs)
+
+    @pytest.mark.parametrize(
+        ("error", "expected"),
+        [
+            (DeadlineError(deadline="connect"), httpx.ConnectTimeout),
+            (DeadlineError(deadline="write"), httpx.WriteTimeout),
+            (DeadlineError(deadline="read"), httpx.ReadTimeout),
+            (DeadlineError(deadline="pool"), httpx.PoolTimeout),
+            (CertificateError("x"), httpx.ConnectError),
+            (ConnectError("x"), httpx.ConnectError),
+            (WriteError("x"), httpx.WriteError),
+            (ReadError("x"), httpx.ReadError),
+            (LocalProtocolError("x"), httpx.LocalProtocolError),
+            (ProtocolError("x"), httpx.RemoteProtocolError),
+            (ClosedError("x"), httpx.LocalProtocolError),
+            (TransportError("x"), httpx.NetworkError),
+        ],
+        ids=repr,
+    )
+    def test_meaning(self, error, expected):
+        assert type(httpx_pooled._translate(error, httpx.Request("GET", "http://example.test/"))) is expected
