@@ -298,3 +298,26 @@ def test_what_a_dead_loop_has_left_is_not_waited_for(order):
     assert run[1](again) == ("answer 1", False)
     left[0].close()
     assert len(flights) == 0
+
+
+def test_a_leader_that_is_closed_after_its_loop_is_quiet():
+    class Never:
+        def __await__(self):
+            yield
+
+    async def begin():
+        leader.send(None)
+        task = asyncio.create_task(flights.run("k", Never))
+        task._log_destroy_pending = False
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return task
+
+    flights = SingleFlight()
+    leader = flights.run("k", Never)
+    loop = asyncio.new_event_loop()
+    follower = loop.run_until_complete(begin())
+    loop.close()
+    leader.close()
+    assert not follower.done()
+    assert len(flights) == 0

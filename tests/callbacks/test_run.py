@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import gc
 import logging
@@ -15,7 +16,7 @@ import trio
 
 from millstream._errors import ReadError
 from millstream._results import GenerationChunk, LLMResult
-from millstream.callbacks import CallbackManager
+from millstream.callbacks import BaseCallbackHandler, CallbackManager
 from millstream.callbacks._dispatch import is_cancellation
 from millstream.callbacks._recording import RecordingCallbackHandler
 from tests.conftest import EVENT_LOOPS, manual_backends
@@ -125,7 +126,7 @@ async def test_cancelled_at_every_suspension(recorder):
 
 @asyncio_only
 @pytest.mark.parametrize("ticks", range(12))
-async def test_a_native_cancel_at_every_turn_of_the_loop(ticks):
+async def test_a_native_cancel_at_every_turn_of_the_loop(ticks, caplog):
     first, second = AsyncRecorder(), AsyncRecorder()
 
     async def work():
@@ -146,6 +147,7 @@ async def test_a_native_cancel_at_every_turn_of_the_loop(ticks):
         # A handler that was itself interrupted has no record of that event; the other one was told all the same.
         whole = max(first, second, key=lambda each: len(each.events))
         whole.assert_paired()
+    assert "callback handler" not in caplog.text  # it is no failure of a handler
 
 
 async def test_leaving_a_generator_early_is_an_end():
@@ -381,6 +383,19 @@ async def test_events_carry_the_loops_time():
     start, end = handler.events
     assert end.time - start.time == pytest.approx(5)
     assert end.time == pytest.approx(anyio.current_time())
+
+
+async def test_a_frozen_handler_is_isolated_too(caplog):
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Frozen(BaseCallbackHandler):
+        answer: int
+
+        def on_llm_end(self, event):
+            raise ValueError
+
+    run = begin(Frozen(1))
+    await run.on_llm_end(LLMResult.of("x"))
+    assert "Frozen: on_llm_end raised ValueError" in caplog.text
 
 
 async def test_an_error_that_can_not_be_written_is_told():

@@ -22,7 +22,8 @@ def cache_key(parameters: Mapping[str, Any], prompt: PromptInput, *, namespace: 
 
     Different parameters never share a key. "Different" is meant as JSON means it: the order of a mapping's keys is
     nothing, a tuple is a list, a key ``1`` is a key ``"1"``; but ``1``, ``1.0``, ``True`` and ``"1"`` are four values,
-    and a parameter that is None is another than one that is absent. A `msgspec.Struct` type stands for its JSON schema.
+    and a parameter that is None is another than one that is absent. A number that JSON can't have (NaN) is ``null``
+    here as it is on the wire. A `msgspec.Struct` type stands for its JSON schema.
 
     Args:
         parameters: everything that can change the text: endpoint, model, provider, api, sampling, stop, schema, tools,
