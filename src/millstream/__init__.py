@@ -1,11 +1,11 @@
 """Async-native, streaming LLM inference on Hugging Face and OpenAI-compatible endpoints.
 
-    from millstream import HuggingFaceInference
+from millstream import HuggingFaceInference
 
-    async with HuggingFaceInference(model="HuggingFaceTB/SmolLM3-3B", max_tokens=128) as llm:
-        text = await llm.call("Why is the sky blue?")
-        async for chunk in llm.stream("Tell me a story"):
-            print(chunk.text, end="")
+async with HuggingFaceInference(model="HuggingFaceTB/SmolLM3-3B", max_tokens=128) as llm:
+    text = await llm.call("Why is the sky blue?")
+    async for chunk in llm.stream("Tell me a story"):
+        print(chunk.text, end="")
 """
 
 from typing import TYPE_CHECKING, Any
@@ -102,6 +102,96 @@ from millstream._errors import (
     WriteError,
 )
 from millstream._version import __version__
+
+__all__ = [
+    "AsyncCaller",
+    "AttemptEvent",
+    "AuthenticationError",
+    "BadRequestError",
+    "BaseCache",
+    "BaseCallbackHandler",
+    "BaseLLM",
+    "BaseLLMParams",
+    "BaseLanguageModel",
+    "BasePromptValue",
+    "CacheHitEvent",
+    "CallOptions",
+    "CallOverrides",
+    "CallbackManager",
+    "CallbackManagerForLLMRun",
+    "Callbacks",
+    "CallerOptions",
+    "CallerStatistics",
+    "CertificateError",
+    "ChatMessage",
+    "ChatPromptValue",
+    "ClosedError",
+    "ConnectError",
+    "ConsoleCallbackHandler",
+    "ContextLengthError",
+    "DeadlineError",
+    "Deadlines",
+    "DeserializationError",
+    "FinishReason",
+    "Generation",
+    "GenerationChunk",
+    "GenerationError",
+    "HuggingFaceInference",
+    "HuggingFaceParams",
+    "InMemoryCache",
+    "LLM",
+    "LLMEndEvent",
+    "LLMErrorEvent",
+    "LLMNewTokenEvent",
+    "LLMResult",
+    "LLMStartEvent",
+    "LLMStream",
+    "LocalProtocolError",
+    "LoggingCallbackHandler",
+    "MillstreamError",
+    "MissingExtraError",
+    "MissingKeyError",
+    "ModelLoadingError",
+    "ModelNotFoundError",
+    "NotFoundError",
+    "OptionTypeError",
+    "OptionValueError",
+    "Outcome",
+    "OverloadedError",
+    "PaymentRequiredError",
+    "PermissionDeniedError",
+    "PooledTransport",
+    "PromptInput",
+    "ProtocolError",
+    "RateLimitError",
+    "RateLimitEvent",
+    "ReadError",
+    "RetryEvent",
+    "RetryPolicy",
+    "RunEvent",
+    "SerializedLLM",
+    "ServerError",
+    "StatusError",
+    "StreamEvent",
+    "StreamInterruptedError",
+    "StringPromptValue",
+    "TextEvent",
+    "TokenCount",
+    "TokenLogprob",
+    "ToolCall",
+    "ToolCallDelta",
+    "TopLogprob",
+    "TransportError",
+    "TruncatedStreamError",
+    "UnknownOptionError",
+    "UntrustedEndpointError",
+    "Usage",
+    "UsageError",
+    "Verdict",
+    "WriteError",
+    "__version__",
+    "classify",
+]
 
 if TYPE_CHECKING:
     from millstream._transport.httpx_pooled import PooledTransport

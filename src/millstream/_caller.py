@@ -18,7 +18,7 @@ import msgspec
 from millstream import _clock
 from millstream._backoff import RetryBudget, RetrySchedule, Verdict, classify, retry_after
 from millstream._config import Deadlines, RetryPolicy, check_int
-from millstream._errors import DeadlineError, MillstreamError, OptionTypeError
+from millstream._errors import ClosedError, DeadlineError, MillstreamError, OptionTypeError, UsageError
 from millstream._limits import Admission, Permit, RequestLimit, Slot, Slots, TokenLimit
 
 __all__ = ["AsyncCaller", "CallObserver", "CallerOptions", "CallerOutcome", "CallerStatistics", "Lease"]
@@ -235,7 +235,8 @@ class AsyncCaller:
         except Exception as error:
             self._failures += 1
             if isinstance(error, MillstreamError):
-                error.attempts = call.attempts
+                # What your program asked wrongly was found before anything was sent: that attempt was none.
+                error.attempts = call.attempts - (call.attempts > 0 and _is_before_sending(error))
                 error.waited = call.waited
             raise
         finally:
@@ -382,6 +383,10 @@ class AsyncCaller:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _is_before_sending(error: Exception) -> bool:
+    return isinstance(error, UsageError) and not isinstance(error, ClosedError)
 
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)

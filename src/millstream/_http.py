@@ -9,7 +9,7 @@ from millstream import _clock
 from millstream._assembly import chunks_of
 from millstream._config import CallOptions, Deadlines
 from millstream._errors import DeadlineError, DeadlineName, MillstreamError, ProtocolError, StatusError
-from millstream._headers import provider_of, request_id_of
+from millstream._headers import provider, request_id
 from millstream._prompts import BasePromptValue
 from millstream._results import GenerationChunk, LLMResult
 from millstream._sse import is_event_stream
@@ -60,7 +60,7 @@ class Exchange:
         try:
             return self.dialect.decode(response.body, prompt, options)
         except MillstreamError as error:
-            self._add_facts(error, response)
+            self.add_facts(error, response)
             raise
 
     async def open(self, prompt: BasePromptValue, options: CallOptions) -> HttpChunkSource:
@@ -95,16 +95,17 @@ class Exchange:
         try:
             return self.dialect.decode(body, prompt, options)
         except MillstreamError as error:
-            self._add_facts(error, response)
+            self.add_facts(error, response)
             raise
 
     def _refusal(self, response: Response, body: bytes) -> StatusError:
         return decode_error(response.status, response.header, body, host=self._host, now=_clock.wall_time())
 
-    def _add_facts(self, error: MillstreamError, response: Response) -> None:
+    def add_facts(self, error: MillstreamError, response: Response) -> None:
+        """Tell in `error` whose answer it is about."""
         if isinstance(error, StatusError | ProtocolError):
-            error.request_id = error.request_id or request_id_of(response.header)
-            error.provider = error.provider or provider_of(response.header) or self._host
+            error.request_id = error.request_id or request_id(response.header)
+            error.provider = error.provider or provider(response.header) or self._host
         if isinstance(error, ProtocolError) and error.status_code is None:
             error.status_code = response.status
 
@@ -112,7 +113,18 @@ class Exchange:
 class HttpChunkSource:
     """The chunks of one answer that is still arriving."""
 
-    __slots__ = ("_deadline", "_deadlines", "_ended", "_exchange", "_ready", "_response", "_stream", "_total", "_waits_for", "decoder")
+    __slots__ = (
+        "_deadline",
+        "_deadlines",
+        "_ended",
+        "_exchange",
+        "_ready",
+        "_response",
+        "_stream",
+        "_total",
+        "_waits_for",
+        "decoder",
+    )
 
     def __init__(
         self, exchange: Exchange, response: Response, stream: BodyStream, deadlines: Deadlines, sent_at: float
@@ -159,7 +171,7 @@ class HttpChunkSource:
                 self._progressed()
                 return chunks
         if decoder.error is not None:
-            self._exchange._add_facts(decoder.error, self._response)
+            self._exchange.add_facts(decoder.error, self._response)
             raise decoder.error
         return ()
 

@@ -26,14 +26,15 @@ from millstream._errors import (
 from millstream._http import Exchange
 from millstream._language_model import TokenCount
 from millstream._llm import BaseLLM, BaseLLMParams
+from millstream._origin import parse_url
 from millstream._prompts import BasePromptValue
 from millstream._results import LLMResult
 from millstream._routes import APIS, Api, RouteSpec, check_model, routes_for
 from millstream._secret import Secret
 from millstream._streams import ChunkSource
 from millstream._tokens import TokenCounter
-from millstream._transport import Request, Route, Transport, choose_transport
-from millstream._transport._seam import parse_url
+from millstream._transport._seam import Request, Route, Transport
+from millstream._transport.choice import choose_transport
 from millstream._version import __version__
 from millstream._wire import DIALECTS
 from millstream.callbacks import CallbackManagerForLLMRun
@@ -305,6 +306,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
     async def _post_beside(self, name: str, body: bytes) -> bytes | None:
         """The answer of another route of the server (``tokenize``), None where it has no such route."""
         from millstream._routes import sibling_path  # noqa: PLC0415
+
         await self._prepare()
         route = self._routes[0]
         headers = [*self._headers, *self._authorization(route), ("Accept", "application/json")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias, Unpack
+from typing import Any, ClassVar, Self, TypeAlias, Unpack
 
 import msgspec
 
@@ -29,7 +29,7 @@ class TokenCount(int):
     exact: bool
     """Whether the model's own tokenizer counted; False for an estimate."""
 
-    def __new__(cls, value: int, *, exact: bool = False) -> TokenCount:
+    def __new__(cls, value: int, *, exact: bool = False) -> Self:
         count = super().__new__(cls, value)
         count.exact = exact
         return count

@@ -397,5 +397,3 @@ def _caller(params: BaseLLMParams) -> AsyncCaller:
     if own:
         raise OptionValueError(f"{', '.join(own)}: these are the caller's, and a caller was given; set them there")
     return caller
-
-

@@ -103,8 +103,7 @@ PromptInput: TypeAlias = "str | BasePromptValue | Sequence[ChatMessage | Mapping
 
 
 def as_prompt_value(prompt: Any) -> BasePromptValue:
-    """
-    The prompt value of whatever a user may give as one prompt.
+    """The prompt value of whatever a user may give as one prompt.
 
     Raises:
         OptionTypeError: it is neither text, nor a prompt value, nor messages.

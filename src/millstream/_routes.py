@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from millstream._errors import OptionTypeError, OptionValueError
-from millstream._transport._seam import Origin, parse_url
+from millstream._origin import Origin, parse_url
 
 __all__ = ["Api", "RouteSpec", "routes_for"]
 
@@ -73,8 +73,7 @@ def _router_route(api: str, model: str, provider: str | None) -> RouteSpec:
 
 def _url_routes(origin: Origin, path: str) -> tuple[RouteSpec, ...]:
     path, _, query = path.partition("?")
-    if query:
-        path, query = path, f"?{query}"
+    query = f"?{query}" if query else ""
     base = path.rstrip("/")
     if base.endswith("/chat/completions"):
         return (RouteSpec("chat", origin, base + query),)
@@ -116,5 +115,5 @@ def check_model(model: str) -> None:
 def _check_segment(what: str, segment: str) -> None:
     if not isinstance(segment, str):
         raise OptionTypeError(f"{what} is text (str), not {type(segment).__name__}")
-    if segment in ("", ".", "..") or any(c in "?#\\% " or not c.isprintable() for c in segment):
+    if segment in ("", ".", "..") or any(c in "/?#\\% " or not c.isprintable() for c in segment):
         raise OptionValueError(f"{segment!r} can't be (part of) a {what}'s name")

@@ -235,5 +235,3 @@ class RunStream:
         if self._lease is not None:
             self._lease.release(tokens_used)
             self._lease = None
-
-

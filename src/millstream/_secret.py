@@ -12,8 +12,7 @@ __all__ = ["Secret"]
 
 
 class Secret:
-    """
-    A key whose value only `reveal` gives: not repr, not str, not format, not pickle, not copy into JSON.
+    """A key whose value only `reveal` gives: not repr, not str, not format, not pickle, not copy into JSON.
 
     Args:
         value: the key; surrounding white space (the line end of a file) is dropped.

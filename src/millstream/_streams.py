@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, Self
 
 import anyio
-
 
 from millstream._assembly import ResultBuilder, chunks_of
 from millstream._errors import DeadlineError, MillstreamError, StreamInterruptedError, TransportError, UsageError
@@ -25,7 +24,7 @@ class ChunkSource(Protocol):
         ...
 
     def end_at(self, deadline: float, seconds: float) -> None:
-        """The call's total deadline, on the event loop's clock: `receive` raises `DeadlineError` ``total`` from then on."""
+        """The call's total deadline, on the event loop's clock: from then on `receive` raises `DeadlineError`."""
         ...
 
     async def aclose(self) -> None:
@@ -128,10 +127,10 @@ class LLMStream:
         self._failure: BaseException | None = None
         self._busy = False
 
-    def __aiter__(self) -> LLMStream:
+    def __aiter__(self) -> Self:
         return self
 
-    async def __aenter__(self) -> LLMStream:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -253,5 +252,3 @@ async def first_chunks(source: ChunkSource) -> Sequence[GenerationChunk]:
     except BaseException:
         source.abort()
         raise
-
-

@@ -53,7 +53,7 @@ def _load(path: Path, *, required: bool) -> Any:
         raise MissingExtraError('a tokenizer.json needs an extra: pip install "millstream[tokenizers]"') from None
     try:
         return Tokenizer.from_file(os.fspath(path))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
         if not required:
             return None
         raise OptionValueError(f"this is no tokenizer.json: {error}") from None

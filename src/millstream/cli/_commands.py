@@ -40,7 +40,7 @@ def commands() -> None:
 @click.option("--seed", type=int, help="The same seed and prompt give the same output, where the server keeps that.")
 @click.option("--stop", multiple=True, help="A text that ends the output; may be given several times.")
 @click.option("--max-concurrency", type=int, default=64, show_default=True, help="Prompts in flight at the most.")
-@click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds for each prompt, retries included.")
+@click.option("--timeout", type=float, default=600.0, show_default=True, help="Seconds a prompt, retries included.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON result a line, as they complete.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def generate(**given: Any) -> int:

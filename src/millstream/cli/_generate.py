@@ -57,9 +57,7 @@ async def generate(asked: Asked) -> int:
 
 
 async def _prompts(asked: Asked) -> list[PromptInput]:
-    texts: list[str] = []
-    for prompt in asked.prompts:
-        texts.append(await anyio.to_thread.run_sync(sys.stdin.read) if prompt == "-" else prompt)
+    texts = [await anyio.to_thread.run_sync(sys.stdin.read) if text == "-" else text for text in asked.prompts]
     if asked.system is None:
         return list(texts)
     system = ChatMessage.system(asked.system)

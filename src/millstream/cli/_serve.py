@@ -56,4 +56,5 @@ async def sim(
 
 
 def _announce(url: str) -> None:
-    print(f"Serving at {url} (Ctrl-C stops)\nTry: millstream generate --endpoint {url} 'Why is the sky blue?'", flush=True)
+    print(f"Serving at {url} (Ctrl-C stops)", flush=True)
+    print(f"Try: millstream generate --endpoint {url} 'Why is the sky blue?'", flush=True)

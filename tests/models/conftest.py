@@ -1,0 +1,43 @@
+"""A fake endpoint and models at it; after each test nothing of theirs is in use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from millstream import HuggingFaceInference
+from millstream.testing import FakeEndpoint
+
+APIS = ("chat", "completions", "text-generation")
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[FakeEndpoint]:
+    async with FakeEndpoint() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+async def model(endpoint: FakeEndpoint) -> AsyncIterator[Callable[..., HuggingFaceInference]]:
+    """Makes models at `endpoint` and closes them."""
+    made: list[HuggingFaceInference] = []
+
+    def make(**options: Any) -> HuggingFaceInference:
+        made.append(HuggingFaceInference(**{"endpoint_url": endpoint.url, **options}))
+        return made[-1]
+
+    yield make
+    for each in made:
+        statistics = each.caller.statistics()
+        assert (statistics.in_flight, statistics.waiting, statistics.backing_off) == (0, 0, 0)
+        if each._transport is not None:
+            pool = each._transport.statistics()  # type: ignore[attr-defined]
+            assert (pool.active, pool.opening, pool.waiting) == (0, 0, 0)
+        await each.aclose()
+
+
+@pytest.fixture(params=APIS)
+def api(request: pytest.FixtureRequest) -> str:
+    return request.param
