@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -62,6 +63,19 @@ def test_other_options_are_refused(server):
 def test_what_can_not_be(options):
     with pytest.raises(OptionValueError, match=next(iter(options))):
         local.local_server(**options)
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_no_port(port):
+    with pytest.raises(OptionValueError, match=f"port {port} "):
+        local._check_port(port)
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OptionValueError, match=f"port {port} "):
+            local._check_port(port)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

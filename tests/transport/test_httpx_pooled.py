@@ -83,6 +83,15 @@ class Server:
             await stream.send(b"HTTP/1.1 302 Found\r\nLocation: /there?a=1\r\nContent-Length: 0\r\n\r\n")
         elif path == b"/cookie":
             await stream.send(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Length: 0\r\n\r\n")
+        elif path == b"/v1/chat/completions" and b'"stream":true' in body:
+            event = b'data: {"id":"1","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n'
+            text = event % b"Hel" + event % b"lo" + b"data: [DONE]\n\n"
+            start = CHUNKED.replace(b"200 OK", b"200 OK\r\nContent-Type: text/event-stream")
+            await stream.send(start + b"%x\r\n%b\r\n0\r\n\r\n" % (len(text), text))
+        elif path == b"/v1/chat/completions":
+            text = b'{"id":"1","created":1,"model":"m","choices":[{"index":0,"message":{"content":"Hello"}}]}'
+            start = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(text)
+            await stream.send(start + text)
         elif path == b"/nothing":
             await stream.send(b"HTTP/1.1 204 No Content\r\n\r\n")
         else:
@@ -232,6 +241,18 @@ class TestClientAbove:
             assert not {"content-encoding", "content-length"} & set(answer.headers)
             async with client.stream("GET", "/gzip") as answer:
                 assert b"".join([piece async for piece in answer.aiter_raw()]) == b"text " * 100
+
+    @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # openai's own limit
+    async def test_openai_on_it(self):
+        openai = pytest.importorskip("openai")
+        async with both() as (server, client):
+            asking = openai.AsyncOpenAI(api_key="k", base_url=f"{server.url}/v1", http_client=client, max_retries=0)
+            messages = [{"role": "user", "content": "Hi"}]
+            whole = await asking.chat.completions.create(model="m", messages=messages)
+            assert whole.choices[0].message.content == "Hello"
+            pieces = await asking.chat.completions.create(model="m", messages=messages, stream=True)
+            assert "".join([piece.choices[0].delta.content async for piece in pieces]) == "Hello"
+            assert server.connections == 1
 
 
 class TestStreams:
