@@ -47,13 +47,14 @@ class Piece(msgspec.Struct, gc=False):
 class Output:
     """One of the outputs of a stream."""
 
-    __slots__ = ("calls", "finished", "stopped", "trimmer")
+    __slots__ = ("calls", "finished", "info", "stopped", "trimmer")
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.trimmer = StopTrimmer(stops) if stops else None
         self.finished = False
         self.stopped = False
         self.calls = False
+        self.info: dict[str, Any] | None = None  # goes with the first chunk that says something: a role is no token
 
     def receive(self, text: str, raw_finish_reason: str | None) -> str:
         """What of a chunk's text can be given out; all, with its finish reason."""
@@ -81,6 +82,8 @@ class BaseStreamDecoder:
         self._plain = not self._stops
         self._expected = _expected_outputs(options)
         self._outputs: dict[int, Output] = {}
+        self._ready: dict[int, Output] = {}  # those with a chunk: their further tokens need no looking after
+        self._usage: Usage | None = None  # told before there was a chunk to put it on
         self._chunks: list[GenerationChunk] = []
 
     def receive_data(self, data: bytes) -> list[GenerationChunk]:
@@ -170,7 +173,11 @@ class BaseStreamDecoder:
             if output.finished and not output.stopped:
                 finish = raw = None  # said again, with the usage
             output.finished = True
-        if text or finish or piece.reasoning or piece.tool_calls or piece.logprobs or piece.generation_info:
+        if piece.generation_info:
+            output.info = piece.generation_info
+        if text or finish or piece.reasoning or piece.tool_calls or piece.logprobs:
+            info, output.info = output.info, None
+            self._ready[piece.index] = output
             chunk = GenerationChunk(
                 text,
                 piece.index,
@@ -180,7 +187,7 @@ class BaseStreamDecoder:
                 piece.tool_calls,
                 piece.logprobs or None,
                 None,
-                piece.generation_info,
+                info,
             )
             self._chunks.append(chunk)
         if output.stopped:
@@ -199,12 +206,16 @@ class BaseStreamDecoder:
         return ""
 
     def _add_usage(self, usage: Usage, first_of_event: int) -> None:
-        """Put `usage` on the last chunk of its event, or on one of its own."""
+        """Put `usage` on the last chunk of its event; without one it has its own, once the outputs are complete."""
         chunks = self._chunks
         if len(chunks) > first_of_event:
             chunks[-1] = msgspec.structs.replace(chunks[-1], usage=usage)
-        else:
+            self._usage = None
+        elif self.done or self._is_complete():
             chunks.append(GenerationChunk(usage=usage))
+            self._usage = None
+        else:
+            self._usage = usage
 
     def _end(self) -> None:
         """The end mark was seen."""
@@ -230,23 +241,30 @@ class BaseStreamDecoder:
             )
 
     def _fail(self, error: MillstreamError) -> None:
-        self._release_held()  # text that had arrived belongs to what the caller may keep
+        self._release_text()  # text that had arrived belongs to what the caller may keep
         self.error = error
 
-    def _release_held(self) -> None:
-        """Nothing more comes: what might have begun a stop text is text."""
+    def _release_text(self) -> None:
+        """What might have begun a stop text is text, since nothing more comes."""
         if self._plain:
             return
         for index, output in self._outputs.items():
-            if output.trimmer is None or output.stopped:
-                continue
-            text = output.trimmer.flush()
-            output.stopped = output.trimmer.stopped
+            text = output.receive("", "")
             finish: FinishReason | None = "stop" if output.stopped and not output.finished else None
-            if finish is not None:
-                output.finished = True
+            output.finished = output.finished or output.stopped
             if text or finish is not None:
                 self._chunks.append(GenerationChunk(text, index, finish))
+
+    def _release_held(self) -> None:
+        """All that waited for something to go with."""
+        self._release_text()
+        for index, output in self._outputs.items():
+            if output.info is not None:
+                self._chunks.append(GenerationChunk(index=index, generation_info=output.info))
+                output.info = None
+        if self._usage is not None:
+            self._chunks.append(GenerationChunk(usage=self._usage))
+            self._usage = None
 
     def _check_stopped(self) -> None:
         outputs = self._outputs

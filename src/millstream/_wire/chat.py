@@ -190,7 +190,7 @@ class ChatStreamDecoder(OpenAIStreamDecoder):
     """Chunks with ``choices[].delta``."""
 
     def _receive_events(self, events: list[ServerSentEvent]) -> None:
-        chunks, outputs, plain, decode = self._chunks, self._outputs, self._plain, _chunk_decoder.decode
+        chunks, ready, plain, decode = self._chunks, self._ready, self._plain, _chunk_decoder.decode
         for event in events:
             try:
                 decoded = decode(event.data)
@@ -210,7 +210,7 @@ class ChatStreamDecoder(OpenAIStreamDecoder):
                 and delta.reasoning_content is None
                 and delta.reasoning is None
                 and choice.logprobs is None
-                and (output := outputs.get(choice.index)) is not None
+                and (output := ready.get(choice.index)) is not None
             ):
                 text = delta.content
                 if text and not plain:

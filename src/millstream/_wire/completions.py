@@ -111,7 +111,7 @@ class CompletionsStreamDecoder(OpenAIStreamDecoder):
     """Chunks with ``choices[].text``."""
 
     def _receive_events(self, events: list[ServerSentEvent]) -> None:
-        chunks, outputs, plain, decode = self._chunks, self._outputs, self._plain, _chunk_decoder.decode
+        chunks, ready, plain, decode = self._chunks, self._ready, self._plain, _chunk_decoder.decode
         for event in events:
             try:
                 decoded = decode(event.data)
@@ -127,7 +127,7 @@ class CompletionsStreamDecoder(OpenAIStreamDecoder):
                 and not (choice := choices[0]).finish_reason
                 and decoded.usage is None
                 and choice.logprobs is None
-                and (output := outputs.get(choice.index)) is not None
+                and (output := ready.get(choice.index)) is not None
             ):
                 text = choice.text
                 if text and not plain:
