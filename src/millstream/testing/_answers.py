@@ -102,10 +102,15 @@ def event_error(server: Server, status: int, message: str, error_type: str = "",
 def error(server: Server, status: int, message: str, error_type: str = "", *, param: str | None = None) -> Refusal:
     """A refusal in this server's words.
 
-    On tgi whatever has an ``error_type`` is found late: after the head of a stream.
+    tgi finds a bad value, or that its queue is full, only after the head of a stream is out.
     """
     body = error_body(server, status, message, error_type, param)
-    return Refusal(json_answer(status, body), message, error_type, late=server == "tgi" and bool(error_type))
+    return Refusal(
+        json_answer(status, body),
+        message,
+        error_type,
+        late=server == "tgi" and error_type in {"validation", "overloaded"},
+    )
 
 
 def missing_route(server: Server, *, wrong_method: bool = False) -> Refusal:

@@ -47,7 +47,7 @@ class Reader:
     """Reads values from a request's body, and refuses wrong types in the words of one server."""
 
     def __init__(self, server: Server, body: dict[str, Any], size: int, *, path: str = "") -> None:
-        self.server = server
+        self.server: Server = server
         self.body = body
         self.size = size
         self.path = path
@@ -87,8 +87,8 @@ class Reader:
         if self.server == "vllm":
             text = f"1 validation error: Input should be a valid {_json_name(kind())}: {name}"
             return error(self.server, 400, text, "Bad Request", param=f"body.{name}")
-        text = f"Field '{name}': [json.exception.type_error.302] type must be {_json_name(kind())}, but is {_json_name(value)}"
-        return error(self.server, 400, text)
+        text = f"[json.exception.type_error.302] type must be {_json_name(kind())}, but is {_json_name(value)}"
+        return error(self.server, 400, f"Field '{name}': {text}")
 
     def undecodable(self, why: str) -> Refusal:
         """What axum says about JSON of the wrong shape: plain text."""
@@ -109,4 +109,6 @@ def _json_name(value: Any) -> str:
         return "boolean"
     if isinstance(value, int | float):
         return "number"
-    return {str: "string", list: "array", dict: "object"}.get(type(value), "null")
+    if isinstance(value, str):
+        return "string"
+    return "null" if value is None else "array" if isinstance(value, list) else "object"

@@ -14,7 +14,7 @@ Server = Literal["tgi", "vllm", "llamacpp"]
 Api = Literal["text-generation", "completions", "chat"]
 
 Reply: TypeAlias = "str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]"
-"""A text; a tool call ``{"tool": name, "arguments": {...}}``; tool calls; or texts (and tool calls) to cycle through."""
+"""A text; a tool call ``{"tool": name, "arguments": {...}}``; a list of calls; or texts and calls to cycle through."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,14 +40,17 @@ class FakeRequest:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Behaviour:
-    """What a fake endpoint does. Every field may also be changed while it runs, and holds for what comes after."""
+    """What a fake endpoint does. A field may also be changed while it runs, and then holds for the requests that come.
+
+    That goes for all but `host`, `port`, `seed` and a list of `faults`, which are read once.
+    """
 
     server: Server = "tgi"
     """Whose dialect and whose quirks: Text Generation Inference, vLLM or llama.cpp."""
     apis: Sequence[Api] | None = None
     """Which APIs exist (others are unknown routes). None: those of `server`; only tgi has text-generation."""
     models: Sequence[str] | None = None
-    """The models that are served; another one is refused (but not by llama.cpp, which ignores the name). None: any."""
+    """The models that are served; another is refused (llama.cpp ignores the name). None: any."""
     api_key: str | None = dataclasses.field(default=None, repr=False)
     """The key that requests must bring as a bearer; None: none is looked for."""
     reply: Reply | Callable[[str], Reply] | None = None
@@ -55,7 +58,8 @@ class Behaviour:
     What is generated. None: words drawn by a hash of model, prompt, sampling parameters and `seed`, as many as
     ``max_tokens`` (16 where the request sets none), ending with "length". A text ends with "stop", and costs one
     token more than it has words (the end-of-sequence token), unless ``max_tokens`` ends it first. A list of texts is
-    cycled through, request by request. A callable gets the prompt (of a chat: the texts of all messages, one a line).
+    cycled through, one for each generated text. A callable gets the prompt (of a chat: the texts of all messages,
+    one a line).
     """
     reasoning: str | None = None
     """Sent before the text of a chat, in the field that `server` uses for it. Its words count as tokens. None: none."""
@@ -63,7 +67,8 @@ class Behaviour:
     """Whether the model has one; without, a chat is refused (as tgi does it: 422, ``template_error``)."""
     max_total_tokens: int = 131_072
     """Context: prompt and output together; more is refused."""
-    latency: Latency = Latency()
+    latency: Latency = dataclasses.field(default_factory=Latency)
+    """How long tokens take. Default: no time."""
     slots: int | None = None
     """How many requests generate at once; others queue, first come first served. None: no bound. See `resize`."""
     max_queue: int | None = None
@@ -73,7 +78,7 @@ class Behaviour:
     rate_window: float = 60.0
     """Seconds of that window (then `requests_per_minute` is really requests a window)."""
     rate_limit_headers: Literal["retry-after", "ratelimit", "none"] = "retry-after"
-    """What a client is told: ``Retry-After`` on a 429; ``RateLimit`` and ``RateLimit-Policy`` on every answer; nothing."""
+    """What clients are told: ``Retry-After`` on a 429; ``RateLimit``, ``RateLimit-Policy`` on all answers; nothing."""
     faults: Sequence[Fault] | Callable[[int], Fault | None] = ()
     """
     What goes wrong, in order, each for its number of generation requests; or a callable that gets the number of the
@@ -86,7 +91,7 @@ class Behaviour:
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Sent with every answer, for example ``{"x-request-id": "1"}``."""
     coalesce: bool = True
-    """Whether events that come without a wait between them are written at once; False: one by one, with a checkpoint."""
+    """Whether events that need no wait between them are written at once; False: one by one, with a checkpoint."""
     keep_alive: bool = True
     """Whether a connection serves more than one request."""
     idle_timeout: float | None = None

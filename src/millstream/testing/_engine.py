@@ -45,6 +45,8 @@ class Engine:
         self._in_window = 0
         self.running = 0
         """Requests that have a slot."""
+        self.finished = 0
+        """Requests that have given back theirs."""
 
     @property
     def waiting(self) -> int:
@@ -77,6 +79,7 @@ class Engine:
         if ticket.holds:
             ticket.holds = False
             self.running -= 1
+            self.finished += 1
             self.admit()
         elif ticket in self._queue:
             self._queue.remove(ticket)
@@ -90,28 +93,19 @@ class Engine:
             assert ticket.admitted is not None
             ticket.admitted.set()
 
-    def delay(self, count: int, *, first: bool) -> float:
-        """Seconds for the next `count` tokens; with `first` they begin with the first of all."""
-        latency = self._behaviour.latency
-        if latency.zero:
-            return 0.0
-        seconds = 0.0
-        if first:
-            count -= 1
-            seconds = latency.first_token
-            if latency.jitter:
-                seconds += self._jitter.uniform(0.0, latency.jitter)
-        return seconds + count * (latency.inter_token + latency.load * max(0, self.running - 1))
-
     async def generate(self, ticket: Ticket, count: int, *, first: bool) -> None:
-        """Wait until the next `count` tokens are there."""
+        """Wait until the next `count` tokens are there; with `first` they begin with the first of all."""
+        latency = self._behaviour.latency
         if first:
             ticket.due = anyio.current_time()
-        if first or not self._behaviour.latency.load:
-            await self._sleep(ticket, self.delay(count, first=first))
+            jitter = self._jitter.uniform(0.0, latency.jitter) if latency.jitter else 0.0
+            await self._sleep(ticket, latency.first_token + jitter)
+            count -= 1
+        if not latency.load:
+            await self._sleep(ticket, count * latency.inter_token)
             return
         for _ in range(count):  # the batch may change from one token to the next
-            await self._sleep(ticket, self.delay(1, first=False))
+            await self._sleep(ticket, latency.inter_token + latency.load * (self.running - 1))
 
     async def _sleep(self, ticket: Ticket, seconds: float) -> None:
         ticket.due += seconds

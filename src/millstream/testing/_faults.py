@@ -68,7 +68,8 @@ class Fault:
     @classmethod
     def html(cls, status_code: int = 502, *, times: int = 1) -> Fault:
         """Answer as a proxy in front of the server does: an HTML page."""
-        page = f"<html>\r\n<head><title>{status_code}</title></head>\r\n<body><h1>{status_code} ERROR</h1></body>\r\n</html>"
+        title = f"<title>{status_code}</title>"
+        page = f"<html>\r\n<head>{title}</head>\r\n<body><h1>{status_code} ERROR</h1></body>\r\n</html>"
         headers = (("content-type", "text/html"),)
         return cls(kind="status", status_code=status_code, body=page, headers=headers, times=times)
 

@@ -123,7 +123,8 @@ def _common(behaviour: Behaviour, read: Reader, asked: Asked) -> None:
 
 
 def _max_tokens(read: Reader) -> int | None:
-    value, alias = read.get("max_tokens", int), read.get("max_completion_tokens", int)
+    value: int | None = read.get("max_tokens", int)
+    alias: int | None = read.get("max_completion_tokens", int)
     if read.server == "tgi" and value is not None and alias is not None:
         raise read.undecodable("duplicate field `max_tokens`")
     value = value if value is not None else alias

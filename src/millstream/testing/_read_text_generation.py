@@ -96,17 +96,22 @@ def _check(read: Reader, asked: Asked) -> None:
         raise read.invalid("`max_new_tokens` must be strictly positive")
     if asked.top_logprobs > _MAX_TOP_TOKENS:
         raise read.invalid(f"`top_n_tokens` must be >= 0 and <= {_MAX_TOP_TOKENS}. Given: {asked.top_logprobs}")
-    if asked.best_of > 1:
-        if asked.best_of > _MAX_BEST_OF:
-            raise read.invalid(f"`best_of` must be > 0 and <= {_MAX_BEST_OF}. Given: {asked.best_of}")
-        if not (asked.do_sample or any(value is not None for value in asked.sampling[:4])):
-            raise read.invalid("you must use sampling when `best_of` is > 1")
-        if asked.seed is not None:
-            raise read.invalid("`seed` must not be set when `best_of` > 1")
-        if asked.stream:
-            raise read.invalid("`best_of` != 1 is not supported when streaming tokens")
+    _check_best_of(read, asked)
     if asked.prefill and asked.stream:
         raise read.invalid("`decoder_input_details` == true is not supported when streaming tokens")
+
+
+def _check_best_of(read: Reader, asked: Asked) -> None:
+    if asked.best_of <= 1:
+        return
+    if asked.best_of > _MAX_BEST_OF:
+        raise read.invalid(f"`best_of` must be > 0 and <= {_MAX_BEST_OF}. Given: {asked.best_of}")
+    if not (asked.do_sample or any(value is not None for value in asked.sampling[:4])):
+        raise read.invalid("you must use sampling when `best_of` is > 1")
+    if asked.seed is not None:
+        raise read.invalid("`seed` must not be set when `best_of` > 1")
+    if asked.stream:
+        raise read.invalid("`best_of` != 1 is not supported when streaming tokens")
 
 
 def _truncate(read: Reader, asked: Asked, behaviour: Behaviour) -> None:

@@ -43,8 +43,10 @@ class Counters(NamedTuple):
 
 
 def find_route(behaviour: Behaviour, method: str, target: str) -> Route:
-    """Raises:
-    Refusal: there is nothing at this path, or not for this method.
+    """Find what is there.
+
+    Raises:
+        Refusal: there is nothing at this path, or not for this method.
 
     """
     path, model = _split_model(urlsplit(target).path)
@@ -82,9 +84,11 @@ def _split_model(path: str) -> tuple[str, str | None]:
     return path or "/", None
 
 
-def check_model(behaviour: Behaviour, model: str, api: Api | None) -> None:
-    """Raises:
-    Refusal: this model is not served here.
+def check_model(behaviour: Behaviour, model: str) -> None:
+    """Let pass a model that is served.
+
+    Raises:
+        Refusal: this one is not.
 
     """
     server = behaviour.server

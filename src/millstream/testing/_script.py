@@ -88,10 +88,7 @@ def generation_script(
     kind = fault.kind if fault is not None else None
     if kind == "stall" and fault is not None and fault.after_events is None:
         return [Stall()]
-    if asked.stream:
-        steps = _stream(asked, wire, fault, events)
-    else:
-        steps = _whole(asked, wire, fault, whole, tokens)
+    steps = _stream(asked, wire, fault, events) if asked.stream else _whole(asked, wire, fault, whole, tokens)
     if fault is not None and kind == "slow":
         steps.insert(0, Pause(fault.seconds))
     return _strike_bytes(steps, fault)
@@ -153,7 +150,9 @@ def _stream(asked: Asked, wire: Wire, fault: Fault | None, events: list[StreamEv
         if step == 0 and fault.kind != "stall":
             steps.append(Tokens(1, first=True))
         return steps + _ending(asked, wire, fault)
-    return [*steps, Send(_LAST_CHUNK)]
+    # one piece: a client may leave as soon as it has the last event, and has then missed nothing
+    steps[-1] = Send(chunk(events[-1].data) + _LAST_CHUNK)
+    return steps
 
 
 def _ending(asked: Asked, wire: Wire, fault: Fault) -> list[Step]:

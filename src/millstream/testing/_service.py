@@ -44,8 +44,6 @@ class Service:
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
         self.engine = Engine(behaviour)
-        self.served = 0
-        """Generation requests that were answered to the end."""
         self._turns = itertools.count()
         self._generation_number = 0
         self._draw = random.Random(behaviour.seed)  # noqa: S311 - no secret
@@ -58,7 +56,7 @@ class Service:
         self._queued.extend((fault, fault.times) for fault in faults)
 
     def plan(self, raw: RawRequest, body: Any) -> Plan:
-        """The steps of the answer, and its place in the queue if it is a generation: whoever gets it must give it back."""
+        """The steps of the answer; and, of a generation, its place in the queue, to be given back by `Engine.leave`."""
         behaviour = self._behaviour
         wire = Wire(
             server=behaviour.server,
@@ -69,7 +67,7 @@ class Service:
             route = find_route(behaviour, raw.method, raw.target)
             self._authorize(raw, route)
             if route.api is None:
-                counters = Counters(self.engine.running, self.engine.waiting, self.served)
+                counters = Counters(self.engine.running, self.engine.waiting, self.engine.finished)
                 return self._answer(raw, wire, information(behaviour, route, body, counters)), None
             return self._plan_generation(raw, body, route, route.api, wire)
         except Refusal as refusal:
@@ -139,7 +137,7 @@ class Service:
         named = body.get("model") if isinstance(body, dict) and api != "text-generation" else None
         model = named if isinstance(named, str) else route.model or behaviour.model
         if route.model is not None or isinstance(named, str):
-            check_model(behaviour, model, api)
+            check_model(behaviour, model)
         size = len(raw.body)
         if api == "text-generation":
             return read_text_generation(behaviour, model, body, size, route.path)
@@ -166,8 +164,10 @@ class Service:
 
 
 def _check_content(server: str, raw: RawRequest, body: Any) -> None:
-    """Raises:
-    Refusal: the body is no JSON object, is not said to be one, or is too long.
+    """Look at the body as a whole.
+
+    Raises:
+        Refusal: the body is no JSON object, is not said to be one, or is too long.
 
     """
     kind = raw.headers.get("content-type", "").partition(";")[0].strip().lower()
