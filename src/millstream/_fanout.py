@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from millstream._errors import OptionTypeError
 
@@ -20,15 +20,6 @@ Send = Callable[[T], Awaitable[None]]
 _CLEAN_UP_SECONDS = 1.0
 
 
-class _InputError:
-    """The input itself failed: told to the reader after everything that was taken from it before."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
 @asynccontextmanager
 async def fan_out(
     items: Iterable[Any] | AsyncIterable[Any],
@@ -39,7 +30,9 @@ async def fan_out(
     """Run ``work(index, item, send)`` for each item, at most `width` at a time, and give what they send.
 
     An item is taken from the input only when a worker is free, and a worker is free when all that it sent was taken.
-    Leaving the block cancels what is under way. An exception of the block is raised as it is, never in a group.
+    Each worker starts the next one when there was an item for it: few items make few tasks. Leaving the block cancels
+    what is under way. An exception of the block is raised as it is, never in a group; one of the input is raised by
+    the iteration, after the results of all items before it.
 
     Args:
         items: any iterable or async iterable; may be endless.
@@ -48,6 +41,7 @@ async def fan_out(
 
     Raises:
         OptionTypeError: `items` can't be iterated, or is one text.
+        Exception: what reading `items` raises.
 
     """
     source = _Source(items)
@@ -55,11 +49,21 @@ async def fan_out(
     raised: Exception | None = None
     try:
         async with anyio.create_task_group() as workers:
-            for _ in range(min(width, len(items)) if isinstance(items, Sized) else width):
-                workers.start_soon(_worker, source, work, send.clone())
-            send.close()
+            left = width
+
+            async def worker(send: MemoryObjectSendStream[Any]) -> None:
+                nonlocal left
+                with send:
+                    while (taken := await source.take()) is not None:
+                        if left > 0:
+                            left -= 1
+                            workers.start_soon(worker, send.clone())
+                        await work(*taken, send.send)
+
+            left -= 1
+            workers.start_soon(worker, send)
             try:
-                yield _Results(receive)
+                yield _Results(receive, source)
             except Exception as error:  # noqa: BLE001 - raised outside of the task group, which would wrap it
                 raised = error
             finally:
@@ -71,33 +75,23 @@ async def fan_out(
         raise raised
 
 
-async def _worker(source: _Source, work: Callable[[int, Any, Send[Any]], Awaitable[None]], send: Any) -> None:
-    with send:
-        while True:
-            try:
-                index, item = await source.take()
-            except StopAsyncIteration:
-                return
-            except Exception as error:  # noqa: BLE001 - the user's iterable: whatever it raises belongs to the reader
-                await send.send(_InputError(error))
-                return
-            await work(index, item, send.send)
-
-
 class _Results(AsyncIterator[T]):
     """What the workers send. A class, not a generator: one that is left early needs no clean-up of its own."""
 
-    def __init__(self, receive: MemoryObjectReceiveStream[Any]) -> None:
+    def __init__(self, receive: MemoryObjectReceiveStream[Any], source: _Source) -> None:
         self._receive = receive
+        self._source = source
 
     async def __anext__(self) -> T:
         try:
-            result: Any = await self._receive.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError):
+            return cast("T", await self._receive.receive())
+        except anyio.EndOfStream:
+            error, self._source.error = self._source.error, None
+            if error is not None:
+                raise error from None
             raise StopAsyncIteration from None
-        if isinstance(result, _InputError):
-            raise result.error
-        return cast("T", result)
+        except anyio.ClosedResourceError:
+            raise StopAsyncIteration from None
 
 
 class _Source:
@@ -105,34 +99,45 @@ class _Source:
 
     def __init__(self, items: Any) -> None:
         if isinstance(items, str | bytes) or not isinstance(items, Iterable | AsyncIterable):
-            raise OptionTypeError(f"prompts are a list or any (async) iterable of prompts, not {type(items).__name__}")
+            raise OptionTypeError(f"the input is a list or any (async) iterable, not {type(items).__name__}")
         self._iterator: Any = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
         self._asynchronous = isinstance(items, AsyncIterable)
         self._lock = anyio.Lock()
         self._taken = 0
         self._ended = False
+        self.error: Exception | None = None
+        """What the input raised, until it is raised to the reader."""
 
-    async def take(self) -> tuple[int, Any]:
-        """The next item and its position. Raises: StopAsyncIteration at the end, or what the iterable raises, once."""
+    async def take(self) -> tuple[int, Any] | None:
+        """The next item with its position; None at the end, which an error of the input is too."""
         if not self._asynchronous:
             return self._next_item()
         async with self._lock:
             if self._ended:
-                raise StopAsyncIteration
+                return None
             self._ended = True  # stays so if anext() raises or is cancelled: an iterator is not asked again after that
-            item = await anext(self._iterator)
+            try:
+                item = await anext(self._iterator)
+            except StopAsyncIteration:
+                return None
+            except Exception as error:  # noqa: BLE001 - the user's iterable: whatever it raises belongs to the reader
+                self.error = error
+                return None
             self._ended = False
             self._taken += 1
             return self._taken - 1, item
 
-    def _next_item(self) -> tuple[int, Any]:
+    def _next_item(self) -> tuple[int, Any] | None:
         if self._ended:
-            raise StopAsyncIteration
+            return None
         self._ended = True
         try:
             item = next(self._iterator)
         except StopIteration:
-            raise StopAsyncIteration from None
+            return None
+        except Exception as error:  # noqa: BLE001 - as above
+            self.error = error
+            return None
         self._ended = False
         self._taken += 1
         return self._taken - 1, item

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 import msgspec
@@ -110,7 +110,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
     def __init__(self, model: str | None = None, **params: Unpack[HuggingFaceParams]) -> None:
         refuse_unknown(params, _FIELDS, "HuggingFaceInference option")
         given: dict[str, Any] = dict(params)
-        super().__init__(**{name: given[name] for name in _BASE if name in given})  # type: ignore[typeddict-item]
+        super().__init__(**{name: given[name] for name in _BASE if name in given})
         self._params: dict[str, Any] = {"model": model, **given}
         self._named_model = model
         self.model = DEFAULT_MODEL if model is None else model
@@ -178,7 +178,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
     ) -> ChunkSource:
         return await self._first_that_speaks(lambda exchange: exchange.open(prompt, options))
 
-    async def _first_that_speaks(self, ask: Callable[[Exchange], Any]) -> Any:
+    async def _first_that_speaks(self, ask: Callable[[Exchange], Awaitable[T]]) -> T:
         """Ask at the routes in turn until one exists; the others are forgotten then."""
         exchanges = self._exchanges or await self._prepare()
         if len(exchanges) == 1:

@@ -388,7 +388,8 @@ def _cache(cache: Any) -> BaseCache | None:
 
 
 def _caller(params: BaseLLMParams) -> AsyncCaller:
-    own: dict[str, Any] = {name: params[name] for name in _CALLER_FIELDS if name in params}
+    given: Mapping[str, Any] = params
+    own = {name: given[name] for name in _CALLER_FIELDS if name in given}
     caller = params.get("caller")
     if caller is None:
         return AsyncCaller(**own)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+import anyio
 
 from millstream import _clock
 from millstream._assembly import parse_response
 from millstream._caller import AsyncCaller, CallerOptions, Lease
 from millstream._config import CallOptions, Deadlines
-from millstream._errors import StatusError
+from millstream._errors import DeadlineError, StatusError
 from millstream._language_model import estimate_tokens
 from millstream._prompts import BasePromptValue
 from millstream._results import GenerationChunk, LLMResult
@@ -101,10 +104,15 @@ class Run:
                 await update_safely(cache, key, result)
             return result
 
-        result, shared = await self._model._flights.run(key, fetch)
-        if shared:
-            await self._tell_hit(shared=True)
-        return result
+        total = (self._options.deadlines or _NO_DEADLINES).total
+        ends = math.inf if total is None else _clock.monotonic() + total
+        # Each has its own deadline: one that is over hands the fetch to the next, whose deadline may be later.
+        with anyio.CancelScope(deadline=ends):
+            result, shared = await self._model._flights.run(key, fetch)
+            if shared:
+                await self._tell_hit(shared=True)
+            return result
+        raise DeadlineError(deadline="total", seconds=total)
 
     async def _ask(self) -> LLMResult:
         model = self._model

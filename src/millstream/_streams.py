@@ -207,12 +207,11 @@ class LLMStream:
             raise raised from error
 
     def _with_partial(self, error: BaseException, attempts: int) -> BaseException:
+        if not isinstance(error, MillstreamError):
+            return error
+        wrapped = error
         if isinstance(error, TransportError):
             wrapped = StreamInterruptedError(f"the stream broke after {len(self.text)} characters: {error}")
-        elif isinstance(error, MillstreamError):
-            wrapped = error
-        else:
-            return error
         wrapped.attempts = attempts
         wrapped.partial = self.text
         wrapped.partial_result = self._builder.build() if self._builder else None
