@@ -56,17 +56,17 @@ class Output:
         self.calls = False
         self.info: dict[str, Any] | None = None  # goes with the first chunk that says something: a role is no token
 
-    def receive(self, text: str, raw_finish_reason: str | None) -> str:
-        """What of a chunk's text can be given out; all, with its finish reason."""
+    def receive(self, text: str, raw_finish_reason: str | None) -> tuple[str, bool]:
+        """What of a chunk's text can be given out (all, with its finish reason), and whether a stop text ended it."""
         if raw_finish_reason == "eos_token" and text:
             text = _END_TOKEN.sub("", text)
         if self.trimmer is None:
-            return text
+            return text, False
         text = self.trimmer.receive(text)
         if raw_finish_reason is not None:
             text += self.trimmer.flush()
         self.stopped = self.trimmer.stopped
-        return text
+        return text, self.stopped
 
 
 class BaseStreamDecoder:
@@ -165,12 +165,12 @@ class BaseStreamDecoder:
                 chunk = GenerationChunk("", piece.index, None, raw, generation_info=piece.generation_info)
                 self._chunks.append(chunk)
             return
-        text = output.receive(piece.text, raw)
+        text, stopped = output.receive(piece.text, raw)
         if piece.tool_calls:
             output.calls = True
-        finish: FinishReason | None = "stop" if output.stopped else finish_reason(raw, calls=output.calls)
+        finish: FinishReason | None = "stop" if stopped else finish_reason(raw, calls=output.calls)
         if finish is not None:
-            if output.finished and not output.stopped:
+            if output.finished and not stopped:
                 finish = raw = None  # said again, with the usage
             output.finished = True
         if piece.generation_info:
@@ -190,7 +190,7 @@ class BaseStreamDecoder:
                 info,
             )
             self._chunks.append(chunk)
-        if output.stopped:
+        if stopped:
             self._check_stopped()
 
     def _trimmed(self, output: Output, index: int, text: str) -> str:
@@ -249,9 +249,9 @@ class BaseStreamDecoder:
         if self._plain:
             return
         for index, output in self._outputs.items():
-            text = output.receive("", "")
-            finish: FinishReason | None = "stop" if output.stopped and not output.finished else None
-            output.finished = output.finished or output.stopped
+            text, stopped = output.receive("", "")
+            finish: FinishReason | None = "stop" if stopped and not output.finished else None
+            output.finished = output.finished or stopped
             if text or finish is not None:
                 self._chunks.append(GenerationChunk(text, index, finish))
 

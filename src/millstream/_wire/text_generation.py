@@ -258,6 +258,7 @@ class TextGenerationStreamDecoder(BaseStreamDecoder):
     def __init__(self, prompt: BasePromptValue, options: CallOptions) -> None:
         super().__init__(options)
         self._prompt = prompt
+        self._whole = _wants_prompt(options)
         self._expected = 1
         self._logprobs = wants_logprobs(options)
         self._any_token = False
@@ -307,7 +308,7 @@ class TextGenerationStreamDecoder(BaseStreamDecoder):
         token, details = event.token, event.details
         text = "" if token is None or token.special else token.text
         if token is None and not self._any_token:  # a server that has no tokens to tell sends the text at once
-            text = whole.removeprefix(self._prompt.to_string())
+            text = whole if self._whole else whole.removeprefix(self._prompt.to_string())
         piece = Piece(
             text,
             raw_finish_reason=details.finish_reason if details is not None else None,
