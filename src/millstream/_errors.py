@@ -104,12 +104,15 @@ class MillstreamError(Exception):
         attempts: how many attempts were made before this was raised (0: nothing was sent).
         waited: seconds spent waiting between the attempts.
         prompt_index: which prompt of a `generate` this is about, counted from 0; None outside of one.
-
+        partial: the text that had arrived when a stream ended with this error; None outside of one.
+        partial_result: the same as a result, None where nothing had arrived.
     """
 
     attempts: int = 0
     waited: float = 0.0
     prompt_index: int | None = None
+    partial: str | None = None
+    partial_result: LLMResult | None = None
 
 
 class UsageError(MillstreamError):
@@ -156,7 +159,6 @@ class DeadlineError(MillstreamError, TimeoutError):
             a slot or a permit), ``first_token``, ``idle`` (between two tokens) and ``total`` (all attempts and waits)
             are the call's.
         seconds: its length.
-        partial: text that had arrived, for a stream; None where nothing had.
 
     """
 
@@ -234,16 +236,7 @@ class ProtocolError(MillstreamError):
 
 
 class TruncatedStreamError(ProtocolError):
-    """A stream ended without a finish reason and without ``[DONE]``.
-
-    Attributes:
-        partial: the text that had arrived.
-        partial_result: the same as a result, None where nothing had arrived.
-
-    """
-
-    partial: str = ""
-    partial_result: LLMResult | None = None
+    """A stream ended without a finish reason and without ``[DONE]``; ``partial`` has what had arrived."""
 
 
 class StreamInterruptedError(MillstreamError):

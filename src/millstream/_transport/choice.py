@@ -31,9 +31,10 @@ def choose_transport(
     """
     brought: Any = transport if http_client is None else http_client
     if brought is not None:
-        if http_client is None and callable(getattr(brought, "send", None)):
+        is_httpx = hasattr(brought, "handle_async_request") or hasattr(brought, "build_request")
+        if not is_httpx and callable(getattr(brought, "send", None)):
             return brought  # type: ignore[no-any-return] # ours, by its one method
-        if not hasattr(brought, "handle_async_request") and not hasattr(brought, "build_request"):
+        if not is_httpx:
             raise OptionTypeError(
                 f"transport is a Transport or an httpx.AsyncBaseTransport, not {type(brought).__name__}"
             )

@@ -12,10 +12,10 @@ __all__ = ["local", "sim"]
 
 
 async def local(*, port: int, slots: int) -> int:
-    """Serve the embedded model. Raises: MissingExtraError, OSError for a port that is taken."""
-    from millstream.local import LocalServer  # noqa: PLC0415 - an extra
+    """Serve the embedded model. Raises: MissingExtraError; OptionValueError for a port that is taken."""
+    from millstream.local import local_server  # noqa: PLC0415 - an extra
 
-    server = await anyio.to_thread.run_sync(lambda: LocalServer(port=port, slots=slots))
+    server = await anyio.to_thread.run_sync(lambda: local_server(port=port, slots=slots))
     try:
         _announce(server.url)
         await anyio.sleep_forever()
