@@ -311,6 +311,19 @@ def test_a_stream_is_done_when_every_output_has_stopped(wire):
 
 
 @BOTH
+def test_usage_is_waited_for_where_the_server_ends_at_the_stop_text_and_leaves_it_in(wire):
+    decoder = wire.stream_decoder(PROMPT, CallOptions(stop=["#"]))
+
+    chunks = decoder.receive_data(framed(part("a#", wire=wire, finish="stop_sequence"), done=False))
+    assert not decoder.done
+    chunks += decoder.receive_data(framed({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}))
+    assert decoder.done
+    assert joined(chunks).generations[0][0].raw_finish_reason == "stop_sequence"
+    assert joined(chunks).text == "a"
+    assert joined(chunks).usage == Usage(1, 2)
+
+
+@BOTH
 def test_an_unfinished_stop_text_is_text(wire):
     chunks, _ = streamed(wire, framed(part("a#", wire=wire), part(finish="length", wire=wire)), stop=["##"])
 

@@ -52,8 +52,9 @@ class StreamDecoder(Protocol):
     """Turns the body of one streamed answer into chunks. Nothing here raises.
 
     Attributes:
-        done: nothing more is to come but perhaps usage: the end mark was seen, or every output reached a stop text. The
-            rest of the body may be drained, or given to `receive_data` for the usage.
+        done: nothing more needs to be waited for: the end mark was seen, or every output reached a stop text that the
+            server goes on after. The rest of the body may be drained, or given to `receive_data` for the usage. (Where
+            the server itself ends at the stop text but leaves it in, its usage and end mark are waited for.)
         error: why no more chunks come, None while all is well. Chunks returned together with it came before it.
 
     """

@@ -47,11 +47,12 @@ class Piece(msgspec.Struct, gc=False):
 class Output:
     """One of the outputs of a stream."""
 
-    __slots__ = ("calls", "finished", "info", "stopped", "trimmer")
+    __slots__ = ("calls", "ended", "finished", "info", "stopped", "trimmer")
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.trimmer = StopTrimmer(stops) if stops else None
-        self.finished = False
+        self.ended = False  # the server said so
+        self.finished = False  # it said so, or a stop text did
         self.stopped = False
         self.calls = False
         self.info: dict[str, Any] | None = None  # goes with the first chunk that says something: a role is no token
@@ -160,6 +161,7 @@ class BaseStreamDecoder:
         if output is None:
             output = self._outputs[piece.index] = Output(self._stops)
         raw = piece.raw_finish_reason or None
+        output.ended = output.ended or raw is not None
         if output.stopped:
             if raw or piece.generation_info:  # facts about the output, though its text has ended
                 chunk = GenerationChunk("", piece.index, None, raw, generation_info=piece.generation_info)
@@ -267,9 +269,10 @@ class BaseStreamDecoder:
             self._usage = None
 
     def _check_stopped(self) -> None:
-        outputs = self._outputs
-        if len(outputs) >= self._expected and all(output.stopped for output in outputs.values()):
-            self.done = True
+        """Where the server goes on past the stop texts, nobody needs to wait; where it ends by itself, usage follows."""
+        outputs = self._outputs.values()
+        if len(outputs) >= self._expected and all(output.stopped for output in outputs):
+            self.done = not all(output.ended for output in outputs)
 
     def _is_complete(self) -> bool:
         outputs = self._outputs
