@@ -269,7 +269,7 @@ class BaseStreamDecoder:
             self._usage = None
 
     def _check_stopped(self) -> None:
-        """Where the server goes on past the stop texts, nobody needs to wait; where it ends by itself, usage follows."""
+        """A server that goes on past the stop texts is not waited for; one that ends by itself sends usage then."""
         outputs = self._outputs.values()
         if len(outputs) >= self._expected and all(output.stopped for output in outputs):
             self.done = not all(output.ended for output in outputs)
