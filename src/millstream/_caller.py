@@ -494,8 +494,10 @@ class _Map(Generic[ItemT, T]):
         """The next item, when there is a place for it; None at the end of the input."""
         turn = await self._turn.acquire()
         try:
+            if self._ended:
+                return None
             place = await self._window.acquire()
-            item: ItemT = _END if self._ended else await self._next_item()
+            item = await self._next_item()
             if item is _END:
                 place.release()
                 return None

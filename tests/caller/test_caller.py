@@ -238,11 +238,33 @@ async def test_the_budget_is_shared_and_at_0_the_first_error_is_raised():
     assert sum(failures) == 160, "60 first attempts and 100 retries"
     assert caller.statistics().retry_budget == 0
     one = Script(server_error())
+    start = _clock.monotonic()
     with pytest.raises(errors.ServerError):
         await caller.call(one)
-    assert len(one.began) == 1
+    assert (len(one.began), _clock.monotonic() - start) == (1, 0)
     refused = Script(rate_limit(1), "text")
     assert await caller.call(refused) == "text", "what costs nothing needs no budget"
+    assert_quiet(caller)
+
+
+@manual
+async def test_a_budget_used_up_while_a_retry_waited_takes_no_permit():
+    caller = caller_of(requests_per_minute=2)
+    script = Script(server_error(), "text")
+    start = _clock.monotonic()
+    async with anyio.create_task_group() as group:
+
+        async def ask():
+            with pytest.raises(errors.ServerError):
+                await caller.call(script)
+
+        group.start_soon(ask)
+        await settle_down()
+        while caller._budget.take():
+            pass
+    assert len(script.began) == 1
+    assert await caller.call(Script("text")) == "text"
+    assert _clock.monotonic() - start == 0.25
     assert_quiet(caller)
 
 
@@ -493,6 +515,21 @@ async def test_a_closed_caller_takes_no_calls_and_ends_those_that_wait():
         assert caller.statistics().in_flight == 1, "what is under way ends by itself"
         await ask("text")
     assert _clock.monotonic() - start == 11
+    assert_quiet(caller)
+
+
+@manual
+async def test_an_attempt_that_fails_after_closing_raises_its_own_error():
+    caller = caller_of()
+    async with anyio.create_task_group() as group:
+
+        async def ask():
+            with pytest.raises(errors.ServerError):
+                await caller.call(Script(server_error(), takes=5))
+
+        group.start_soon(ask)
+        await anyio.sleep(1)
+        await caller.aclose()
     assert_quiet(caller)
 
 

@@ -347,6 +347,16 @@ async def test_limits_that_are_not_whole(per_minute, sent):
     assert [at for at, *_ in told] == pytest.approx(sent, abs=1e-4)
 
 
+def test_what_was_used_counts_for_exactly_a_minute():
+    limit = RequestLimit(2)
+    limit.take(0.0, 1)
+    limit.take(10.0, 1)
+    assert [limit.ready_at(now, 1) for now in (10.0, 59.999, 60.0, 69.0)] == [60.0, 60.0, 60.0, 69.0]
+    limit.take(60.0, 1)
+    assert [limit.ready_at(now, 1) for now in (60.0, 69.999, 70.0)] == [70.0, 70.0, 70.0]
+    assert [limit.used(now) for now in (70.0, 119.999, 120.0)] == [1, 1, 0]
+
+
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 def test_a_limit_that_lets_nothing_through_is_refused(value):
     with pytest.raises(OptionValueError, match="requests_per_minute"):

@@ -153,6 +153,14 @@ async def test_leaving_early_cancels_what_is_under_way():
 
 
 @manual
+async def test_outcomes_that_were_not_fetched_are_gone_with_the_block():
+    async with caller_of().map(double, range(10)) as outcomes:
+        await anyio.sleep(1)
+        await anext(outcomes)
+    assert [outcome async for outcome in outcomes] == []
+
+
+@manual
 async def test_an_error_in_the_block_leaves_it_as_it_is():
     caller = caller_of()
     with pytest.raises(KeyError, match="mine"):
