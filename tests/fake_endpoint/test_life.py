@@ -171,6 +171,14 @@ async def test_many_connections():
         assert (endpoint.served, endpoint.cancelled) == (60, 0)
 
 
+async def test_requests_are_kept_as_wanted():
+    async with asking() as (endpoint, client):
+        for record in (True, False, True):
+            endpoint.record = record
+            await client.get("/health")
+        assert [request.number for request in endpoint.requests] == [1, 3]
+
+
 def test_from_sync_code():
     with FakeEndpoint(reply="Yes", slots=0) as endpoint:
         endpoint.resize(1)

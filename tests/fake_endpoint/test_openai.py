@@ -17,6 +17,7 @@ def text_of(stream: list) -> str:
 
 
 @each_server
+@one_loop
 async def test_chat(server):
     async with asking(server=server, reply="Hello world") as (_, client):
         answer = (await client.post("/v1/chat/completions", json=chat())).json()
@@ -52,6 +53,7 @@ async def test_chat_stream(server):
 
 
 @each_server
+@one_loop
 async def test_completions_stream(server):
     async with asking(server=server, reply="Hello world") as (_, client):
         stream = events(await client.post("/v1/completions", json={"prompt": "a b c", "stream": True}))
@@ -66,6 +68,7 @@ async def test_completions_stream(server):
         assert (usages[-1]["prompt_tokens"], usages[-1]["completion_tokens"]) == (3, 3)
 
 
+@one_loop
 async def test_vllm_reports_usage_as_asked():
     async with asking(server="vllm", reply="Hello world") as (_, client):
         stream = events(await client.post("/v1/completions", json={"prompt": "a", **WITH_USAGE}))
@@ -79,6 +82,7 @@ async def test_vllm_reports_usage_as_asked():
 
 
 @each_server
+@one_loop
 async def test_stop(server):
     async with asking(server=server, reply="one two three") as (_, client):
         body = {"prompt": "x", "stop": ["two"]}
@@ -92,6 +96,7 @@ async def test_stop(server):
 
 
 @each_server
+@one_loop
 async def test_several_prompts(server):
     async with asking(server=server, reply=str.upper) as (_, client):
         answer = (await client.post("/v1/completions", json={"prompt": ["a", "b"]})).json()
@@ -158,6 +163,7 @@ CALL = {"tool": "weather", "arguments": {"city": "New York"}}
 
 
 @each_server
+@one_loop
 async def test_tool_calls(server):
     async with asking(server=server, reply=CALL) as (_, client):
         choice = (await client.post("/v1/chat/completions", json=chat(tools=[TOOL]))).json()["choices"][0]

@@ -6,7 +6,7 @@ import pytest
 
 from .support import asking, events
 
-DETAILS = {"details": True}
+one_loop = pytest.mark.parametrize("anyio_backend", ["asyncio"])  # the bytes are the same on all
 
 
 async def test_the_three_routes():
@@ -30,6 +30,7 @@ async def test_the_three_routes():
 
 
 @pytest.mark.parametrize("prefix", ["/models/org/name", "/hf-inference/models/org/name", "/models/gpt2"])
+@one_loop
 async def test_routes_below_a_model(prefix: str):
     async with asking(reply="Yes", models=["org/name", "gpt2"]) as (_, client):
         assert (await client.post(prefix, json={"inputs": "Hi"})).json()[0]["generated_text"] == "HiYes"
@@ -38,6 +39,7 @@ async def test_routes_below_a_model(prefix: str):
         assert answer.json()["model"] == prefix.rpartition("models/")[2]
 
 
+@one_loop
 async def test_details():
     async with asking(reply="Hello world") as (_, client):
         parameters = {"details": True, "decoder_input_details": True, "top_n_tokens": 2, "seed": 2**64 - 1}
@@ -53,6 +55,7 @@ async def test_details():
         assert events(answer)[-1]["details"] == expected
 
 
+@one_loop
 async def test_the_stop_sequence_stays_in_the_text():
     async with asking(reply="one two three") as (_, client):
         body = {"inputs": "x", "parameters": {"stop": ["two"], "details": True}}
@@ -62,6 +65,7 @@ async def test_the_stop_sequence_stays_in_the_text():
         assert answer["details"]["generated_tokens"] == 2
 
 
+@one_loop
 async def test_best_of_gives_the_other_sequences():
     async with asking(reply="one") as (_, client):
         body = {"inputs": "x", "parameters": {"best_of": 2, "do_sample": True, "details": True}}
@@ -90,7 +94,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@one_loop
 @pytest.mark.parametrize(("parameters", "message"), REFUSED)
 async def test_values_that_are_refused(parameters, message):
     expected = {"error": f"Input validation error: {message}", "error_type": "validation"}
@@ -101,7 +105,7 @@ async def test_values_that_are_refused(parameters, message):
         assert (answer.status_code, events(answer)) == (200, [expected])
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@one_loop
 @pytest.mark.parametrize("parameters", [{"best_of": 2, "do_sample": True}, {"decoder_input_details": True}])
 async def test_what_can_not_be_streamed(parameters):
     async with asking() as (_, client):
@@ -109,7 +113,7 @@ async def test_what_can_not_be_streamed(parameters):
         assert "streaming" in events(answer)[0]["error"]
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@one_loop
 @pytest.mark.parametrize(
     ("content", "status", "start"),
     [
@@ -143,6 +147,7 @@ async def test_bodies_that_are_refused_in_plain_text(content, status, start):
         assert answer.text.startswith(start)
 
 
+@one_loop
 async def test_content_type():
     async with asking() as (_, client):
         answer = await client.post("/generate", content=b'{"inputs": "a"}')
@@ -153,12 +158,14 @@ async def test_content_type():
         assert answer.status_code == 200
 
 
+@one_loop
 async def test_truncate_keeps_the_last_tokens():
     async with asking(reply=str.upper) as (_, client):
         answer = await client.post("/generate", json={"inputs": "one two three", "parameters": {"truncate": 2}})
         assert answer.json() == {"generated_text": " TWO THREE"}
 
 
+@one_loop
 async def test_words_are_the_same_every_time():
     async def ask(prompt="Hi", seed=0, **parameters):
         async with asking(seed=seed) as (_, client):
@@ -173,6 +180,7 @@ async def test_words_are_the_same_every_time():
     assert (await ask(max_new_tokens=3)).split() == first.split()[:3]
 
 
+@one_loop
 async def test_replies_are_cycled_through():
     async with asking(reply=["one", "two"]) as (_, client):
         answers = [(await client.post("/generate", json={"inputs": "x"})).json()["generated_text"] for _ in range(3)]

@@ -96,6 +96,8 @@ class Behaviour:
     """Whether a connection serves more than one request."""
     idle_timeout: float | None = None
     """Seconds after which a connection without a request is closed; None: never."""
+    record: bool = True
+    """Whether `FakeEndpoint.requests` keeps the requests; False for long runs, which would fill the memory."""
     host: str = "127.0.0.1"
     """Where to listen."""
     port: int = 0

@@ -45,7 +45,7 @@ class Connection:
             while True:
                 raw = await self._next_request()
                 body = decode_body(raw.body)
-                self._log.record(raw, body, number)
+                self._log.record(raw, body, number, keep=self._behaviour.record)
                 steps, ticket = self._service.plan(raw, body)
                 with self._log.generation(ticket) if ticket is not None else contextlib.nullcontext():
                     await self._perform(steps, ticket)

@@ -27,6 +27,7 @@ class Log:
         self._changed: list[anyio.Event] = []
         self._under_way: set[Ticket] = set()
         self.requests: list[FakeRequest] = []
+        self._number = 0
         self.connections = 0
         self.open_connections = 0
         self.served = 0
@@ -62,11 +63,14 @@ class Log:
             self.open_connections -= 1
             self.changed()
 
-    def record(self, raw: RawRequest, body: Any, connection: int) -> None:
-        """Remember a request."""
-        number = len(self.requests) + 1
-        now = anyio.current_time()
-        self.requests.append(FakeRequest(number, raw.method, raw.target, raw.headers, body, raw.body, now, connection))
+    def record(self, raw: RawRequest, body: Any, connection: int, *, keep: bool) -> None:
+        """Count a request, and keep it or not."""
+        self._number += 1
+        if keep:
+            now = anyio.current_time()
+            self.requests.append(
+                FakeRequest(self._number, raw.method, raw.target, raw.headers, body, raw.body, now, connection)
+            )
         self.changed()
 
     @contextlib.contextmanager
