@@ -158,6 +158,9 @@ class HttpChunkSource:
         if decoder is None:
             ready, self._ready = self._ready, ()
             return ready
+        if self._waits_for == "idle" and self._deadlines.idle is not None:
+            # From now, not from the last token: what the reader did meanwhile is no silence of the server.
+            self._deadline = _clock.monotonic() + self._deadlines.idle
         while not self._ended and decoder.error is None and not decoder.done:
             try:
                 data = await self._stream.receive(min(self._deadline, self._total[0]))
@@ -168,17 +171,12 @@ class HttpChunkSource:
             self._ended = not data
             chunks = decoder.receive_data(data) if data else decoder.receive_eof()
             if chunks:
-                self._progressed()
+                self._waits_for, self._deadline = "idle", math.inf
                 return chunks
         if decoder.error is not None:
             self._exchange.add_facts(decoder.error, self._response)
             raise decoder.error
         return ()
-
-    def _progressed(self) -> None:
-        idle = self._deadlines.idle
-        self._waits_for = "idle"
-        self._deadline = _clock.monotonic() + idle if idle is not None else math.inf
 
     def end_at(self, deadline: float, seconds: float) -> None:
         """The call's total deadline, on the event loop's clock."""
