@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
 import anyio
+import anyio.lowlevel
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from millstream._errors import OptionTypeError
@@ -67,9 +68,9 @@ async def fan_out(
             except Exception as error:  # noqa: BLE001 - raised outside of the task group, which would wrap it
                 raised = error
             finally:
-                receive.close()
                 workers.cancel_scope.cancel()
     finally:
+        receive.close()  # not before the workers ended: one that still sends would fail instead of being cancelled
         await source.aclose()
     if raised is not None:
         raise raised
@@ -85,13 +86,14 @@ class _Results(AsyncIterator[T]):
     async def __anext__(self) -> T:
         try:
             return cast("T", await self._receive.receive())
-        except anyio.EndOfStream:
-            error, self._source.error = self._source.error, None
-            if error is not None:
-                raise error from None
-            raise StopAsyncIteration from None
-        except anyio.ClosedResourceError:
-            raise StopAsyncIteration from None
+        except (anyio.EndOfStream, anyio.ClosedResourceError):
+            pass
+        # Cancelled workers end too: that is not the end of the results, and must not look like it.
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        error, self._source.error = self._source.error, None
+        if error is not None:
+            raise error
+        raise StopAsyncIteration
 
 
 class _Source:

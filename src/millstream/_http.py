@@ -189,8 +189,12 @@ class HttpChunkSource:
         """Give the connection back: the end was seen, so there is next to nothing left to read."""
         await self._stream.aclose()
 
+    async def leave(self) -> None:
+        """Close the connection at once: the server stops working."""
+        self._stream.abort()
+
     def abort(self) -> None:
-        """Close the connection at once."""
+        """The same."""
         self._stream.abort()
 
 

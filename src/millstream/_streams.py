@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
 
 import anyio
 
 from millstream._assembly import ResultBuilder, chunks_of
-from millstream._errors import DeadlineError, MillstreamError, StreamInterruptedError, TransportError, UsageError
+from millstream._errors import (
+    ClosedError,
+    DeadlineError,
+    MillstreamError,
+    StreamInterruptedError,
+    TransportError,
+    UsageError,
+)
 from millstream._results import GenerationChunk, LLMResult
 
 __all__ = ["ChunkSource", "LLMStream", "OpenStream", "ResultSource"]
+
+_CLEAN_UP_SECONDS = 1.0
+_CLOSED = "this stream was closed while it was read"
 
 
 class ChunkSource(Protocol):
@@ -29,6 +40,10 @@ class ChunkSource(Protocol):
 
     async def aclose(self) -> None:
         """Finish in good order (a connection may be used again)."""
+        ...
+
+    async def leave(self) -> None:
+        """Finish before the end: nothing more is read; clean-up takes a second at the most, under cancellation too."""
         ...
 
     def abort(self) -> None:
@@ -52,6 +67,9 @@ class ResultSource:
     async def aclose(self) -> None:
         """Nothing is open."""
 
+    async def leave(self) -> None:
+        """Nothing is open."""
+
     def abort(self) -> None:
         """Nothing is open."""
 
@@ -62,14 +80,21 @@ class GeneratorSource:
     def __init__(self, chunks: AsyncIterator[GenerationChunk]) -> None:
         self._chunks = chunks
         self._end: tuple[float, float] = (math.inf, math.inf)
+        self._receiving: anyio.CancelScope | None = None
+        self._left = False
 
     async def receive(self) -> Sequence[GenerationChunk]:
         deadline, seconds = self._end
         with anyio.CancelScope(deadline=deadline) as scope:
-            async for chunk in self._chunks:
-                return (chunk,)
-            return ()
-        assert scope.cancelled_caught
+            self._receiving = scope
+            try:
+                async for chunk in self._chunks:
+                    return (chunk,)
+                return ()
+            finally:
+                self._receiving = None
+        if self._left:
+            raise ClosedError(_CLOSED)
         raise DeadlineError(deadline="total", seconds=seconds)
 
     def end_at(self, deadline: float, seconds: float) -> None:
@@ -77,11 +102,23 @@ class GeneratorSource:
 
     async def aclose(self) -> None:
         """Let the generator run its ``finally``."""
-        if hasattr(self._chunks, "aclose"):
+        if isinstance(self._chunks, AsyncGenerator):
             await self._chunks.aclose()
 
+    async def leave(self) -> None:
+        """The same, bounded; a generator that runs in another task is cancelled there."""
+        self._left = True
+        if self._receiving is not None:
+            self._receiving.cancel()
+            return
+        with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True):
+            await self.aclose()
+
     def abort(self) -> None:
-        """A generator can't be closed without awaiting it: the event loop does, when it is collected."""
+        """Run the generator's ``finally`` up to where it waits: who has forgotten a stream waits for nothing."""
+        if isinstance(self._chunks, AsyncGenerator):
+            with suppress(StopIteration):
+                self._chunks.aclose().send(None)
 
 
 class OpenStream(Protocol):
@@ -126,6 +163,8 @@ class LLMStream:
         self._result: LLMResult | None = None
         self._failure: BaseException | None = None
         self._busy = False
+        self._closed = False
+        self._starting: anyio.CancelScope | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -164,44 +203,63 @@ class LLMStream:
         return self._result
 
     async def aclose(self) -> None:
-        """Close the connection and end the run, if they are not over. Harmless when they are."""
+        """Close the connection and end the run, if they are not over. Harmless when they are.
+
+        Another task that reads meanwhile gets `ClosedError`.
+        """
+        self._closed = True
         self._start = None
         self._ready.clear()
+        if self._starting is not None:
+            self._starting.cancel()
         stream, self._open = self._open, None
         if stream is not None:
-            stream.source.abort()
-            await stream.fail(GeneratorExit())
+            await _leave(stream, GeneratorExit())
 
     async def _advance(self) -> None:
         """Have at least one chunk ready. Raises: StopAsyncIteration at the end."""
         if self._busy:
             raise UsageError("two tasks read one stream at the same time; use llm.stream() once for each")
         self._busy = True
+        stream = self._open
         try:
             if self._start is not None:
                 start, self._start = self._start, None
-                self._open = await start()
-                chunks = self._open.first
-            elif self._open is not None:
-                chunks = await self._receive(self._open)
+                stream = self._open = await self._begin(start)
+                chunks = stream.first
+            elif stream is not None:
+                chunks = await self._receive(stream)
             else:
                 raise StopAsyncIteration
         finally:
             self._busy = False
-        if not chunks and self._open is not None:
-            await self._end(self._open)
+        if self._closed:
+            raise ClosedError(_CLOSED)
+        if not chunks:
+            await self._end(stream)
             raise StopAsyncIteration
         self._ready.extend(reversed(chunks))
+
+    async def _begin(self, start: Callable[[], Awaitable[OpenStream]]) -> OpenStream:
+        with anyio.CancelScope() as scope:
+            self._starting = scope
+            try:
+                stream = await start()
+            finally:
+                self._starting = None
+            if not self._closed:
+                return stream
+            await _leave(stream, GeneratorExit())
+        raise ClosedError(_CLOSED)
 
     async def _receive(self, stream: OpenStream) -> Sequence[GenerationChunk]:
         try:
             return await stream.source.receive()
         except BaseException as error:
             self._open = None
-            stream.source.abort()
             raised = self._with_partial(error, stream.attempts)
-            await stream.fail(raised)
             self._failure = raised if isinstance(raised, Exception) else None
+            await _leave(stream, raised)
             if raised is error:
                 raise
             raise raised from error
@@ -223,8 +281,8 @@ class LLMStream:
             await stream.source.aclose()
             self._result = await stream.end(self._builder.build())
         except BaseException as error:
-            stream.source.abort()
-            await stream.fail(error)
+            self._failure = error if isinstance(error, Exception) else None
+            await _leave(stream, error)
             raise
 
     async def _tell(self, stream: OpenStream, chunk: GenerationChunk) -> None:
@@ -232,16 +290,25 @@ class LLMStream:
             await stream.token(chunk)
         except BaseException as error:
             self._open = None
-            stream.source.abort()
-            await stream.fail(error)
+            await _leave(stream, error)
             raise
 
     def __del__(self) -> None:
         stream: OpenStream | None = getattr(self, "_open", None)
         if stream is not None:
             self._open = None
-            stream.source.abort()
-            stream.drop()
+            try:
+                stream.source.abort()
+            finally:
+                stream.drop()
+
+
+async def _leave(stream: OpenStream, error: BaseException) -> None:
+    """End a stream before its end, because of `error`."""
+    try:
+        await stream.source.leave()
+    finally:
+        await stream.fail(error)
 
 
 async def first_chunks(source: ChunkSource) -> Sequence[GenerationChunk]:
@@ -249,5 +316,5 @@ async def first_chunks(source: ChunkSource) -> Sequence[GenerationChunk]:
     try:
         return await source.receive()
     except BaseException:
-        source.abort()
+        await source.leave()
         raise
