@@ -6,8 +6,7 @@ It knows nothing of HTTP: it is given a function, and judges the errors that thi
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -19,7 +18,8 @@ from millstream import _clock
 from millstream._backoff import RetryBudget, RetrySchedule, Verdict, classify, retry_after
 from millstream._config import Deadlines, RetryPolicy, check_int
 from millstream._errors import ClosedError, DeadlineError, MillstreamError, OptionTypeError, UsageError
-from millstream._limits import Admission, Permit, RequestLimit, Slot, Slots, TokenLimit
+from millstream._fanout import Send, fan_out
+from millstream._limits import Admission, Permit, RequestLimit, Slots, TokenLimit
 
 __all__ = ["AsyncCaller", "CallObserver", "CallerOptions", "CallerOutcome", "CallerStatistics", "Lease"]
 
@@ -349,7 +349,16 @@ class AsyncCaller:
 
         """
         check_int("width", width, low=1)
-        return _Map(self, function, items, 2 * self.max_concurrency if width is None else width)
+
+        async def work(index: int, item: ItemT, send: Send[CallerOutcome[ItemT, T]]) -> None:
+            try:
+                result = await self.call(function, item)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's alone
+                await send(CallerOutcome(index=index, item=item, error=error))
+            else:
+                await send(CallerOutcome(index=index, item=item, result=result))
+
+        return fan_out(items, work, width=2 * self.max_concurrency if width is None else width)
 
     def statistics(self) -> CallerStatistics:
         """How things stand now."""
@@ -398,127 +407,3 @@ def _checked(name: str, value: StructT | None, kind: type[StructT]) -> StructT:
     if not isinstance(value, kind):
         raise OptionTypeError(f"{name} is a {kind.__name__}(...), not {type(value).__name__}")
     return value
-
-
-_END: Any = object()
-
-
-class _Map(Generic[ItemT, T]):
-    """The workers of one `AsyncCaller.map`, and the outcomes that wait to be fetched.
-
-    A worker takes an item, calls, leaves the outcome and takes the next one. The first worker starts the second when
-    there was an item for it, and so on up to `width`: few items make few tasks, and many make no more.
-    """
-
-    def __init__(
-        self,
-        caller: AsyncCaller,
-        function: Callable[[ItemT], Awaitable[T]],
-        items: Iterable[ItemT] | AsyncIterable[ItemT],
-        width: int,
-    ) -> None:
-        self._caller = caller
-        self._function = function
-        self._items = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
-        self._taken = 0
-        self._ended = False
-        self._error: Exception | None = None
-        self._width = width
-        self._window = Slots(width)  # one for each item from when it is taken until its outcome is fetched
-        self._turn = Slots(1)  # to take an item: an async iterator may be asked by one task at a time
-        self._workers = 0
-        self._ready: deque[tuple[CallerOutcome[ItemT, T], Slot]] = deque()
-        self._news: anyio.Event | None = None
-        self._group = anyio.create_task_group()
-
-    async def __aenter__(self) -> Self:
-        await self._group.__aenter__()
-        self._start_worker()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._ended = True
-        self._group.cancel_scope.cancel()
-        try:
-            # The error of the block is not told to the group, which would wrap it: it goes on as it is.
-            await self._group.__aexit__(None, None, None)
-        finally:
-            self._ready.clear()
-            if isinstance(self._items, AsyncGenerator):
-                with anyio.move_on_after(1, shield=True):
-                    await self._items.aclose()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> CallerOutcome[ItemT, T]:
-        while not self._ready:
-            if not self._workers:
-                error, self._error = self._error, None
-                if error is not None:
-                    raise error
-                raise StopAsyncIteration
-            if self._news is None:
-                self._news = anyio.Event()
-            await self._news.wait()
-        outcome, place = self._ready.popleft()
-        place.release()
-        return outcome
-
-    def _start_worker(self) -> None:
-        self._workers += 1
-        self._group.start_soon(self._work)
-
-    async def _work(self) -> None:
-        try:
-            while (taken := await self._take()) is not None:
-                if self._workers < self._width:
-                    self._start_worker()
-                index, item, place = taken
-                self._ready.append((await self._outcome(index, item), place))
-                self._tell()
-        finally:
-            self._workers -= 1
-            self._tell()
-
-    async def _outcome(self, index: int, item: ItemT) -> CallerOutcome[ItemT, T]:
-        try:
-            result = await self._caller.call(self._function, item)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's alone
-            return CallerOutcome(index=index, item=item, error=error)
-        return CallerOutcome(index=index, item=item, result=result)
-
-    async def _take(self) -> tuple[int, ItemT, Slot] | None:
-        """The next item, when there is a place for it; None at the end of the input."""
-        turn = await self._turn.acquire()
-        try:
-            if self._ended:
-                return None
-            place = await self._window.acquire()
-            item = await self._next_item()
-            if item is _END:
-                place.release()
-                return None
-            self._taken += 1
-            return self._taken - 1, item, place
-        finally:
-            turn.release()
-
-    async def _next_item(self) -> ItemT:
-        try:
-            if isinstance(self._items, AsyncIterator):
-                item: ItemT = await anext(self._items, _END)
-            else:
-                item = next(self._items, _END)
-        except Exception as error:  # noqa: BLE001 - raised by the iteration, when its turn comes
-            self._error = error
-            item = _END
-        self._ended = item is _END
-        return item
-
-    def _tell(self) -> None:
-        if self._news is not None:
-            self._news.set()
-            self._news = None

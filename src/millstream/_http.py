@@ -25,7 +25,7 @@ _NO_DEADLINES = Deadlines()
 class Exchange:
     """Requests of one dialect at one route."""
 
-    __slots__ = ("_host", "_model", "_plain", "_streamed", "_transport", "dialect")
+    __slots__ = ("_host", "_model", "_plain", "_streamed", "_transport", "_wanted", "dialect")
 
     def __init__(
         self, dialect: Dialect, plain: Route, streamed: Route, transport: Transport, *, model: str | None
@@ -36,6 +36,7 @@ class Exchange:
         self._transport = transport
         self._model = model
         self._host = plain.origin.host
+        self._wanted: tuple[int, bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -51,12 +52,10 @@ class Exchange:
             DeadlineError, TransportError: the way there failed.
 
         """
-        body = self.dialect.encode(prompt, options, model=self._model, stream=False)
         deadlines = options.deadlines or _NO_DEADLINES
         timeouts = Timeouts(deadlines.connect, deadlines.write, None, None)
-        response = await self._transport.send(Request(self._plain, body, timeouts=timeouts))
-        if not 200 <= response.status < 300:
-            raise self._refusal(response, response.body)
+        body = self.dialect.encode(prompt, options, model=self._model, stream=False)
+        response = await self._send(self._plain, body, timeouts, stream=False)
         try:
             return self.dialect.decode(response.body, prompt, options)
         except MillstreamError as error:
@@ -65,19 +64,17 @@ class Exchange:
 
     async def open(self, prompt: BasePromptValue, options: CallOptions) -> HttpChunkSource:
         """Send a prompt and give its chunks as they come. Raises what `ask` raises."""
-        body = self.dialect.encode(prompt, options, model=self._model, stream=True)
         deadlines = options.deadlines or _NO_DEADLINES
         timeouts = Timeouts(deadlines.connect, deadlines.write, deadlines.first_token, None)
+        body = self.dialect.encode(prompt, options, model=self._model, stream=True)
         sent_at = _clock.monotonic()
         try:
-            response = await self._transport.send(Request(self._streamed, body, stream=True, timeouts=timeouts))
+            response = await self._send(self._streamed, body, timeouts, stream=True)
         except DeadlineError as error:
             raise _named(error, "first_token", deadlines.first_token) from error.__cause__
         stream = response.stream
         assert stream is not None
         try:
-            if not 200 <= response.status < 300:
-                raise self._refusal(response, await _whole(stream))
             source = HttpChunkSource(self, response, stream, deadlines, sent_at)
             if is_event_stream(response.header(b"content-type")):
                 source.decoder = self.dialect.stream_decoder(prompt, options)
@@ -88,6 +85,27 @@ class Exchange:
             raise
         return source
 
+    async def _send(self, route: Route, body: bytes, timeouts: Timeouts, *, stream: bool) -> Response:
+        """Send a request; where the server wants it in other words, say it so, and so from then on.
+
+        Raises:
+            StatusError: the answer is a refusal.
+        """
+        if self._wanted is not None:
+            body = self.dialect.amend(body, *self._wanted) or body
+        response = await self._transport.send(Request(route, body, stream=stream, timeouts=timeouts))
+        if 200 <= response.status < 300:
+            return response
+        answer = await _body_of(response)
+        amended = self.dialect.amend(body, response.status, answer)
+        if amended is not None and amended != body:
+            self._wanted = (response.status, answer)
+            response = await self._transport.send(Request(route, amended, stream=stream, timeouts=timeouts))
+            if 200 <= response.status < 300:
+                return response
+            answer = await _body_of(response)
+        raise decode_error(response.status, response.header, answer, host=self._host, now=_clock.wall_time())
+
     def _decode_whole(
         self, response: Response, body: bytes, prompt: BasePromptValue, options: CallOptions
     ) -> LLMResult:
@@ -97,9 +115,6 @@ class Exchange:
         except MillstreamError as error:
             self.add_facts(error, response)
             raise
-
-    def _refusal(self, response: Response, body: bytes) -> StatusError:
-        return decode_error(response.status, response.header, body, host=self._host, now=_clock.wall_time())
 
     def add_facts(self, error: MillstreamError, response: Response) -> None:
         """Tell in `error` whose answer it is about."""
@@ -201,6 +216,16 @@ class HttpChunkSource:
 def _named(error: DeadlineError, name: DeadlineName, seconds: float | None) -> DeadlineError:
     """The transport knows of reading; what it was waited for is known here."""
     return DeadlineError(deadline=name, seconds=seconds) if error.deadline == "read" else error
+
+
+async def _body_of(response: Response) -> bytes:
+    if response.stream is None:
+        return response.body
+    try:
+        return await _whole(response.stream)
+    except BaseException:
+        response.stream.abort()
+        raise
 
 
 async def _whole(stream: BodyStream) -> bytes:

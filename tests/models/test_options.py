@@ -24,8 +24,13 @@ URL = "http://127.0.0.1:9"
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("temprature", "temperature"), ("max_token", "max_tokens"), ("request_per_minute", "requests_per_minute"),
-     ("endpoint", "endpoint_url"), ("top_pp", "top_p")],
+    [
+        ("temprature", "temperature"),
+        ("max_token", "max_tokens"),
+        ("request_per_minute", "requests_per_minute"),
+        ("endpoint", "endpoint_url"),
+        ("top_pp", "top_p"),
+    ],
 )
 def test_an_unknown_keyword_is_a_type_error_that_names_the_nearest(name, nearest):
     with pytest.raises(TypeError, match=f"no HuggingFaceInference option '{name}'; did you mean '{nearest}'"):

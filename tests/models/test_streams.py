@@ -166,7 +166,11 @@ async def test_deadlines(script, deadline, text):
     seconds = {"first_token": 30.0, "idle": 20.0, "total": 97.0}
     transport = ScriptedTransport(*[Answer.stream(script, every=5.0)] * 4)
     llm = HuggingFaceInference(
-        endpoint_url="http://llm.invalid", api="chat", transport=transport, max_retries=0, deadlines=Deadlines(**seconds)
+        endpoint_url="http://llm.invalid",
+        api="chat",
+        transport=transport,
+        max_retries=0,
+        deadlines=Deadlines(**seconds),
     )
     stream = llm.stream("x")
     with pytest.raises(DeadlineError, match=deadline) as caught:

@@ -43,6 +43,16 @@ class Dialect(Protocol):
         """
         ...
 
+    def amend(self, body: bytes, status: int, answer: bytes) -> bytes | None:
+        """The same request in the words that a server of another kind wants, None where there are no others.
+
+        Args:
+            body: the request that was refused.
+            status: the refusal's.
+            answer: its body.
+        """
+        ...
+
     def stream_decoder(self, prompt: BasePromptValue, options: CallOptions) -> StreamDecoder:
         """A new decoder for one streamed answer."""
         ...

@@ -11,8 +11,16 @@ import msgspec
 from millstream._config import CallOptions
 from millstream._errors import MillstreamError, ProtocolError
 from millstream._results import Generation, LLMResult, TokenLogprob, ToolCall, TopLogprob, Usage
-from millstream._wire._common import cut_at_stop, decode_body, finish_reason, row_of, told_logprob, wants_logprobs
-from millstream._wire._schema import openai_response_format
+from millstream._wire._common import (
+    cut_at_stop,
+    decode_body,
+    encode_body,
+    finish_reason,
+    row_of,
+    told_logprob,
+    wants_logprobs,
+)
+from millstream._wire._schema import openai_response_format, tgi_response_format
 from millstream._wire._stream import BaseStreamDecoder
 
 __all__ = [
@@ -24,6 +32,7 @@ __all__ = [
     "request_fields",
     "row",
     "usage_of",
+    "with_tgi_response_format",
 ]
 
 Number = int | float | None
@@ -104,6 +113,17 @@ def request_fields(options: CallOptions, *, stream: bool) -> dict[str, Any]:
         fields["stream"] = True
         fields["stream_options"] = {"include_usage": True}
     return fields
+
+
+def with_tgi_response_format(body: bytes, status: int, answer: bytes) -> bytes | None:
+    """The request with ``{"type": "json_object", "value": schema}``, None where its format was not what was refused."""
+    if status != 422 or b"response_format" not in answer:
+        return None
+    request = msgspec.json.decode(body)
+    written = tgi_response_format(request.get("response_format"))
+    if written is None:
+        return None
+    return encode_body({**request, "response_format": written}, None)
 
 
 def usage_of(wire: WireUsage) -> Usage | None:

@@ -11,7 +11,7 @@ import msgspec
 
 from millstream._errors import OptionTypeError, OptionValueError
 
-__all__ = ["grammar", "openai_response_format"]
+__all__ = ["grammar", "openai_response_format", "tgi_response_format"]
 
 _WIRE_TYPES = frozenset({"text", "json", "json_object", "json_schema", "regex", "grammar", "structural_tag"})
 """The ``type`` of a wire's own shape; none of them is a type of JSON schema."""
@@ -59,6 +59,14 @@ def grammar(value: Any) -> dict[str, Any] | None:
             "give a JSON schema with 'properties', or a msgspec.Struct type"
         )
     return {"type": "json", "value": dict(schema)}
+
+
+def tgi_response_format(value: Any) -> dict[str, Any] | None:
+    """OpenAI's ``response_format`` with a schema as TGI writes it, None for any other."""
+    schema = value.get("json_schema") if isinstance(value, Mapping) else None
+    if not isinstance(schema, Mapping) or not isinstance(schema.get("schema"), Mapping):
+        return None
+    return {"type": "json_object", "value": dict(schema["schema"])}
 
 
 def _is_wire_shape(value: Mapping[str, Any]) -> bool:

@@ -24,6 +24,7 @@ from millstream._wire._openai_shared import (
     request_fields,
     row,
     usage_of,
+    with_tgi_response_format,
 )
 from millstream._wire._stream import Piece
 
@@ -148,6 +149,10 @@ class Chat:
             for choice in answer.choices
         ]
         return row(made, answer.usage)
+
+    def amend(self, body: bytes, status: int, answer: bytes) -> bytes | None:
+        """The request with its ``response_format`` as TGI writes it, where that was refused."""
+        return with_tgi_response_format(body, status, answer)
 
     def stream_decoder(self, prompt: BasePromptValue, options: CallOptions) -> ChatStreamDecoder:
         """A new decoder for one streamed answer."""

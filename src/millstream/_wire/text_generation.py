@@ -6,6 +6,7 @@ always said here, and true unless the temperature is 0, as on the chat route of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -31,6 +32,9 @@ from millstream._wire._schema import grammar
 from millstream._wire._stream import BaseStreamDecoder, Output, Piece
 
 __all__ = ["TextGeneration", "TextGenerationStreamDecoder"]
+
+_UNUSED = re.compile(r"`model_kwargs` are not used by the model: \[([^\]]*)\]")
+_QUOTED = re.compile(r"'([^']*)'")
 
 
 class _Token(msgspec.Struct, gc=False):
@@ -133,6 +137,19 @@ class TextGeneration:
             if told is not None:
                 usage = told if usage is None else usage + Usage(None, told.output_tokens)
         return row_of(generations, usage)
+
+    def amend(self, body: bytes, status: int, answer: bytes) -> bytes | None:
+        """The request without the parameters that are refused by name.
+
+        Servers that run transformers' ``generate`` do not know all of TGI's own.
+        """
+        unused = _UNUSED.search(answer.decode("utf-8", "replace")) if status == 400 else None
+        if unused is None:
+            return None
+        request = msgspec.json.decode(body)
+        for name in _QUOTED.findall(unused[1]):
+            request["parameters"].pop(name, None)
+        return encode_body(request, None)
 
     def stream_decoder(self, prompt: BasePromptValue, options: CallOptions) -> TextGenerationStreamDecoder:
         """A new decoder for one streamed answer."""
