@@ -70,6 +70,7 @@ class BaseLLM(BaseLanguageModel):
         self.metadata = dict(params.get("metadata", {}))
         self.cache = _cache(params.get("cache"))
         self.caller = _caller(params)
+        self._owns_caller = params.get("caller") is None
         self.options = CallOptions(deadlines=params.get("deadlines"))
         """What a call uses where it says nothing else."""
         self._flights: SingleFlight[LLMResult] = SingleFlight()
@@ -84,8 +85,13 @@ class BaseLLM(BaseLanguageModel):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close what the model holds. Later calls raise `ClosedError`; closing twice is harmless."""
+        """Close what the model holds. Later calls raise `ClosedError`; closing twice is harmless.
+
+        So do calls that wait for a slot, a limit or a retry, unless the caller was brought: others may use it.
+        """
         self._closed = True
+        if self._owns_caller:
+            await self.caller.aclose()
 
     # -- what a subclass is -----------------------------------------------------------------------------------------
 
