@@ -163,7 +163,11 @@ async def serve(
     listener: Any = await anyio.create_tcp_listener(local_host="127.0.0.1", family=socket.AF_INET, backlog=1024)
     server = ScriptedServer(listener.extra(SocketAttribute.local_port), "https" if tls else "http")
     if tls is not None:
-        listener = _QuietTLSListener(listener, tls) if handshake_may_fail else TLSListener(listener, tls, standard_compatible=False)
+        listener = (
+            _QuietTLSListener(listener, tls)
+            if handshake_may_fail
+            else TLSListener(listener, tls, standard_compatible=False)
+        )
 
     async def handle(stream: ByteStream) -> None:
         server.connections += 1

@@ -73,8 +73,9 @@ class ResponseParser:
         "_decoder",
         "_fed_without_progress",
         "_head_only",
-        "_head_size",
         "_informational",
+        "_is_1_1",
+        "_lines",
         "_max_body",
         "_max_header",
         "_parser",
@@ -128,18 +129,19 @@ class ResponseParser:
         self._raw: list[bytes] = []
         self._decoder: _Inflater | None = None
         self._size = 0
-        self._head_size = 0
+        self._lines: list[tuple[bytes, bytes]] = []
+        self._is_1_1 = True
         self._fed_without_progress = 0
         self._informational = 0
         self._until_close = False
-        self._watched: dict[bytes, bytes] | None = None
+        self._watched: dict[bytes, bytes] = {}
         self._refusal: ProtocolError | None = None
         self._head_only = head_only
         self._bounded = bounded
 
     def header(self, name: bytes) -> bytes:
         """One of the headers that matter to the connection; empty where it is absent."""
-        return b"" if self._watched is None else self._watched.get(name, b"")
+        return self._watched.get(name, b"")
 
     def receive_data(self, data: bytes) -> None:
         """Take the next bytes from the connection.
@@ -151,8 +153,11 @@ class ResponseParser:
         if self.complete:
             self.excess = True
             return
-        self.started = True
+        if not self.started:
+            self.started = True
+            self._is_1_1 = data.startswith(b"HTTP/1.1 ")
         size = self._size
+        self._fed_without_progress += len(data)
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
@@ -160,12 +165,11 @@ class ResponseParser:
                 raise self._refused(error, data) from error
             # Bytes after the end. The parser's state is that of a response nobody asked for: never used again.
             self.excess = not self._head_only or self.excess
-        if size == self._size and not self.complete:
-            self._fed_without_progress += len(data)
-            if self._fed_without_progress > self._max_header:
-                raise self._error(f"over {self._max_header} bytes of headers or framing without an end")
-        else:
+        if size != self._size:
             self._fed_without_progress = 0
+        elif self._fed_without_progress > self._max_header and not self.complete:
+            # A head, a trailer, or the framing of chunks: the C parser keeps as much of them as comes.
+            raise self._error(f"over {self._max_header} bytes of headers or framing without an end")
         if self._raw or (self._decoder is not None and self.complete):
             self._inflate()
         if self._bounded and self._size > self._max_body:
@@ -214,45 +218,49 @@ class ResponseParser:
         self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_size += len(name) + len(value) + 4
-        if self._head_size > self._max_header or len(self.headers) >= MAX_HEADERS:
-            self._refusal = self._error(f"over {self._max_header} bytes or {MAX_HEADERS} lines of headers")
-            raise _Stop
-        if self.head_complete:
-            return  # a trailer: nothing that we use may come so late
-        name = name.lower()
-        if name in _WATCHED:
-            if self._watched is None:
-                self._watched = {}
-            earlier = self._watched.get(name)
-            self._watched[name] = value if earlier is None else earlier + b", " + value
-        self.headers.append((name, value.rstrip(b" \t")))
+        self._lines.append((name, value))
 
     def on_headers_complete(self) -> None:
-        parser = self._parser
-        self.status = status = parser.get_status_code()
+        self.status = status = self._parser.get_status_code()
         if status < 200:
             return
-        version = parser.get_http_version()
-        if version != "1.1":
-            self.http_version = version.encode()
         self.head_complete = True
+        if not self._is_1_1:
+            self.http_version = self._parser.get_http_version().encode()
+        lines, self._lines = self._lines, []  # what follows are trailers: nothing that we use may come so late
+        headers = self.headers = [(name.lower(), value.rstrip()) for name, value in lines]
         watched = self._watched
-        if watched is not None:
-            self._check_transfer(watched.get(b"transfer-encoding", b""))
-        if watched is None or not (b"content-length" in watched or b"transfer-encoding" in watched):
-            self._until_close = status not in {204, 304}
-        if self._head_only or status in {204, 304}:
-            if self._head_only:
-                self._end()
-                self._parser = HttpResponseParser(self)  # the old one waits for the body that was announced
-                raise _Stop
-            return
-        if watched is not None:
-            self._set_decoder(watched.get(b"content-encoding", b""))
-            length = watched.get(b"content-length", b"")
-            if self._bounded and length and int(length) > self._max_body:
-                self._refuse(f"a body of {int(length)} bytes is announced; {self._max_body} is the most")
+        for name, value in headers:
+            if name in _WATCHED:
+                earlier = watched.get(name)
+                watched[name] = value if earlier is None else earlier + b", " + value
+        if len(headers) > MAX_HEADERS or self._fed_without_progress > self._max_header:
+            self._check_head_size()
+        self._fed_without_progress = 0
+        if self._head_only:
+            self._end()
+            self._parser = HttpResponseParser(self)  # the old one waits for the body that was announced
+            raise _Stop
+        if status not in {204, 304}:
+            self._prepare_body(watched)
+
+    def _check_head_size(self) -> None:
+        """The bytes that came may be the body's too: count exactly."""
+        size = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if len(self.headers) > MAX_HEADERS or size > self._max_header:
+            self._refuse(f"over {MAX_HEADERS} lines or {self._max_header} bytes of headers")
+
+    def _prepare_body(self, watched: dict[bytes, bytes]) -> None:
+        if b"transfer-encoding" in watched:
+            self._check_transfer(watched[b"transfer-encoding"])
+        elif b"content-length" not in watched:
+            self._until_close = True
+        elif self._bounded and int(watched[b"content-length"]) > self._max_body:
+            self._refuse(
+                f"a body of {int(watched[b'content-length'])} bytes is announced; {self._max_body} is the most"
+            )
+        if b"content-encoding" in watched:
+            self._set_decoder(watched[b"content-encoding"])
 
     def on_body(self, data: bytes) -> None:
         if self._decoder is not None:
@@ -269,9 +277,8 @@ class ResponseParser:
             self._informational += 1
             if self.status == 101 or self._informational > _MAX_INFORMATIONAL:
                 self._refuse(f"status {self.status} where an answer was due")
-            self.headers = []
+            self._lines = []
             self.reason = b""
-            self._watched = None
             return
         self._end()
 
@@ -282,10 +289,10 @@ class ResponseParser:
         self.keep_alive = self._parser.should_keep_alive()
 
     def _check_transfer(self, coding: bytes) -> None:
-        if coding and coding.strip().lower() not in {b"chunked", b"identity"}:
+        coding = coding.strip().lower()
+        if coding not in {b"chunked", b"identity"}:
             self._refuse(f"transfer encoding {excerpt(coding, 40)!r} was not asked for")
-        if coding and coding.strip().lower() == b"identity" and self._watched is not None:
-            del self._watched[b"transfer-encoding"]
+        self._until_close = coding == b"identity"
 
     def _set_decoder(self, value: bytes) -> None:
         # "chunked" has been seen as a content encoding (Cerebras through the router), as other nonsense: no coding.
@@ -333,12 +340,12 @@ class ResponseParser:
 class _Inflater:
     """gzip (of several members) or deflate (with and without zlib's header), in steps and with a bound on the ratio."""
 
-    __slots__ = ("_fresh", "_given", "_gzip", "_inflate", "_taken", "too_good")
+    __slots__ = ("_given", "_gzip", "_inflate", "_start", "_taken", "too_good")
 
     def __init__(self, *, gzip: bool) -> None:
         self._gzip = gzip
-        self._inflate = zlib.decompressobj(31 if gzip else 15)
-        self._fresh = True
+        self._inflate = zlib.decompressobj(31) if gzip else None
+        self._start = b""
         self._taken = 0
         self._given = 0
         self.too_good = False
@@ -346,19 +353,27 @@ class _Inflater:
 
     @property
     def finished(self) -> bool:
-        return self._inflate.eof or self._taken == 0
+        return self._taken == 0 or (self._inflate is not None and self._inflate.eof)
 
     def decode(self, data: bytes, bound: int | None) -> list[bytes]:
         pieces: list[bytes] = []
         self._taken += len(data)
+        inflate = self._inflate
+        if inflate is None:
+            data = self._start = self._start + data
+            if len(data) < 2:
+                return pieces
+            # RFC 9110 means zlib's format by "deflate"; servers that send the raw one have always been about.
+            wrapped = data[0] & 15 == 8 and int.from_bytes(data[:2], "big") % 31 == 0
+            inflate = self._inflate = zlib.decompressobj(15 if wrapped else -15)
         more = False
         while (data or more) and not self.too_good:
-            if self._inflate.eof:
+            if inflate.eof:
                 if not self._gzip or not data.strip(b"\0"):
                     break  # padding after the end is harmless
-                self._inflate = zlib.decompressobj(31)
-            piece = self._step(data)
-            data = self._inflate.unconsumed_tail or self._inflate.unused_data
+                inflate = self._inflate = zlib.decompressobj(31)
+            piece = inflate.decompress(data, _INFLATE_STEP)
+            data = inflate.unconsumed_tail or inflate.unused_data
             more = len(piece) == _INFLATE_STEP  # all of the input may be taken while output still waits inside
             if piece:
                 pieces.append(piece)
@@ -366,14 +381,3 @@ class _Inflater:
                 beyond = self._given > _FREE_INFLATION and self._given > _MAX_RATIO * self._taken
                 self.too_good = beyond or (bound is not None and self._given > bound)
         return pieces
-
-    def _step(self, data: bytes) -> bytes:
-        try:
-            piece = self._inflate.decompress(data, _INFLATE_STEP)
-        except zlib.error:
-            if self._gzip or not self._fresh:
-                raise
-            self._inflate = zlib.decompressobj(-15)
-            piece = self._inflate.decompress(data, _INFLATE_STEP)
-        self._fresh = False
-        return piece
