@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
-import anyio
+import click
 import msgspec
 
 from millstream import ChatMessage, Deadlines, HuggingFaceInference, Outcome, PromptInput
+from millstream.cli._terminal import RetryNotices, one_line, tell, told, write
 
 __all__ = ["Asked", "generate"]
 
+_TITLE_CHARACTERS = 76
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Asked:
     """The command's arguments; None: not given."""
 
     prompts: Sequence[str]
-    endpoint_url: str | None = None
-    model: str | None = None
-    provider: str | None = None
-    api: Any = None
-    system: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    stop: Sequence[str] = ()
-    max_concurrency: int = 64
-    timeout: float = 600.0
-    as_json: bool = False
+    endpoint_url: str | None
+    model: str | None
+    provider: str | None
+    api: Any
+    api_key: str | None
+    system: str | None
+    max_tokens: int
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+    stop: Sequence[str]
+    max_concurrency: int
+    max_retries: int
+    timeout: float
+    as_json: bool
 
 
 async def generate(asked: Asked) -> int:
     """Print the answers; the exit code is 1 where any prompt failed. Raises: UsageError for options that can't be."""
-    sampling = {name: getattr(asked, name) for name in ("max_tokens", "temperature", "top_p", "seed")}
-    where = {name: getattr(asked, name) for name in ("endpoint_url", "provider", "api")}
-    options: dict[str, Any] = {name: value for name, value in {**sampling, **where}.items() if value is not None}
-    prompts = await _prompts(asked)
+    same = ("endpoint_url", "provider", "api", "api_key", "max_tokens", "temperature", "top_p", "seed")
+    options: dict[str, Any] = {name: value for name in same if (value := getattr(asked, name)) is not None}
+    prompts = _prompts(asked)
     async with HuggingFaceInference(
         asked.model,
         **options,
         stop_sequences=list(asked.stop) or None,
         max_concurrency=asked.max_concurrency,
+        max_retries=asked.max_retries,
         deadlines=Deadlines(total=asked.timeout),
+        callbacks=[RetryNotices()],
     ) as llm:
         if asked.as_json:
             return await _print_json(llm, prompts)
@@ -56,57 +61,57 @@ async def generate(asked: Asked) -> int:
         return await _print_several(llm, prompts, asked.prompts)
 
 
-async def _prompts(asked: Asked) -> list[PromptInput]:
-    texts = [await anyio.to_thread.run_sync(sys.stdin.read) if text == "-" else text for text in asked.prompts]
+def _prompts(asked: Asked) -> list[PromptInput]:
     if asked.system is None:
-        return list(texts)
+        return list(asked.prompts)
     system = ChatMessage.system(asked.system)
-    return [[system, ChatMessage.user(text)] for text in texts]
+    return [[system, ChatMessage.user(text)] for text in asked.prompts]
 
 
 async def _print_one(llm: HuggingFaceInference, prompt: PromptInput) -> None:
-    out = sys.stdout
     async with llm.stream(prompt) as stream:
         try:
             async for chunk in stream:
-                _write(out, chunk.text)
+                write(chunk.text)
         finally:
-            if stream.text and not stream.text.endswith("\n"):
-                _write(out, "\n")
+            write(_line_end(stream.text))
 
 
 async def _print_several(llm: HuggingFaceInference, prompts: Sequence[PromptInput], titles: Sequence[str]) -> int:
     """In the order of the prompts: the tokens of the first that is not finished as they come, the others' kept."""
-    out = sys.stdout
-    texts: dict[int, list[str]] = {}
+    texts = [""] * len(prompts)
     outcomes: dict[int, Outcome] = {}
-    shown = 0
-    _write(out, _title(0, titles))
+    current = 0
+    write(_title(0, titles))
     async with llm.stream_many(prompts) as events:
         async for event in events:
             if event.chunk is not None:
-                if event.index == shown:
-                    _write(out, event.chunk.text)
-                texts.setdefault(event.index, []).append(event.chunk.text)
+                texts[event.index] += event.chunk.text
+                if event.index == current:
+                    write(event.chunk.text)
             elif event.outcome is not None:
                 outcomes[event.index] = event.outcome
-            while shown in outcomes:
-                _finish(out, shown, outcomes[shown])
-                shown += 1
-                if shown < len(prompts):
-                    _write(out, _title(shown, titles) + "".join(texts.get(shown, [])))
+            while current in outcomes:
+                _finish(current, texts[current], outcomes[current])
+                current += 1
+                if current < len(prompts):
+                    write(f"\n{_title(current, titles)}{texts[current]}")
     return 0 if all(outcome.ok for outcome in outcomes.values()) else 1
 
 
 def _title(index: int, titles: Sequence[str]) -> str:
-    prompt = " ".join(titles[index].split())
-    return f"[{index + 1}] {prompt[:76]}{'...' if len(prompt) > 76 else ''}\n"
+    prompt = one_line(titles[index])
+    return f"[{index + 1}] {prompt[:_TITLE_CHARACTERS]}{'...' if len(prompt) > _TITLE_CHARACTERS else ''}\n"
 
 
-def _finish(out: TextIO, index: int, outcome: Outcome) -> None:
-    _write(out, "\n\n")
+def _finish(index: int, text: str, outcome: Outcome) -> None:
+    write(_line_end(text))
     if outcome.error is not None:
-        print(f"millstream: prompt {index + 1}: {' '.join(str(outcome.error).split())}", file=sys.stderr)
+        tell(f"prompt {index + 1}: {told(outcome.error)}")
+
+
+def _line_end(text: str) -> str:
+    return "\n" if text and not text.endswith("\n") else ""
 
 
 async def _print_json(llm: HuggingFaceInference, prompts: Sequence[PromptInput]) -> int:
@@ -119,10 +124,5 @@ async def _print_json(llm: HuggingFaceInference, prompts: Sequence[PromptInput])
             else:
                 failed = True
                 line["error"] = {"type": type(outcome.error).__name__, "message": str(outcome.error)}
-            _write(sys.stdout, msgspec.json.encode(line).decode() + "\n")
+            click.echo(msgspec.json.encode(line))  # as bytes: JSON is UTF-8 whatever the terminal's encoding is
     return 1 if failed else 0
-
-
-def _write(out: TextIO, text: str) -> None:
-    out.write(text)
-    out.flush()

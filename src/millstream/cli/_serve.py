@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import anyio
 
-from millstream.testing import FakeEndpoint, Latency
+from millstream import MillstreamError
+from millstream.testing import FakeEndpoint
 
 __all__ = ["local", "sim"]
 
@@ -17,44 +18,32 @@ async def local(*, port: int, slots: int) -> int:
 
     server = await anyio.to_thread.run_sync(lambda: local_server(port=port, slots=slots))
     try:
-        _announce(server.url)
+        _announce(server.model, server.url)
         await anyio.sleep_forever()
     finally:
         server.close()
     return 0
 
 
-async def sim(
-    *,
-    host: str,
-    port: int,
-    models: Sequence[str],
-    server: str,
-    first_token: float,
-    inter_token: float,
-    slots: int | None,
-    max_queue: int | None,
-    requests_per_minute: int | None,
-    seed: int,
-) -> int:
-    """Serve the simulated endpoint. Raises: OSError for a port that is taken."""
-    endpoint = FakeEndpoint(
-        host=host,
-        port=port,
-        models=list(models) or None,
-        server=server,  # type: ignore[arg-type]
-        latency=Latency(first_token=first_token, inter_token=inter_token),
-        slots=slots,
-        max_queue=max_queue,
-        requests_per_minute=requests_per_minute,
-        seed=seed,
-    )
-    async with endpoint:
-        _announce(endpoint.url)
-        await anyio.sleep_forever()
+async def sim(endpoint: FakeEndpoint) -> int:
+    """Serve the simulated endpoint. Raises: MillstreamError for an address that can't be listened on."""
+    listening = False
+    try:
+        async with endpoint:
+            listening = True
+            _announce(f"a simulated {endpoint.server}", endpoint.url)
+            await anyio.sleep_forever()
+    except OSError as error:
+        if listening:
+            raise
+        raise MillstreamError(f"can't listen on {endpoint.host} port {endpoint.port}: {_reason(error)}") from error
     return 0
 
 
-def _announce(url: str) -> None:
-    print(f"Serving at {url} (Ctrl-C stops)", flush=True)
+def _reason(error: OSError) -> Any:
+    return error.strerror or error
+
+
+def _announce(what: str, url: str) -> None:
+    print(f"Serving {what} at {url} (Ctrl-C stops)", flush=True)
     print(f"Try: millstream generate --endpoint {url} 'Why is the sky blue?'", flush=True)
