@@ -9,7 +9,6 @@ from millstream._transport._seam import (
     Route,
     Timeouts,
     Transport,
-    parse_url,
 )
 from millstream._transport.pool import PoolStatistics, PoolTransport
 
@@ -24,5 +23,4 @@ __all__ = [
     "Route",
     "Timeouts",
     "Transport",
-    "parse_url",
 ]

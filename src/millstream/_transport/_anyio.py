@@ -1,4 +1,4 @@
-"""A connection over an anyio byte stream: for trio, and for asyncio where it is asked for. Slower, the same otherwise."""
+"""A connection over an anyio byte stream: for trio, and for asyncio where it is asked for. Slower, else the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from millstream._errors import (
 )
 from millstream._transport._connection import (
     CONNECT_EXCEPTIONS,
-    PIECE_BYTES,
     Body,
     Lane,
     StaleConnectionError,
@@ -31,7 +30,7 @@ from millstream._transport._connection import (
     reason_of,
 )
 from millstream._transport._seam import Origin, Request, Response
-from millstream._transport.http11 import ResponseParser, encode_request
+from millstream._transport.http11 import PIECE_BYTES, ResponseParser, encode_request
 
 __all__ = ["AnyioConnection", "connect"]
 
@@ -74,7 +73,7 @@ class AnyioConnection:
         self.requests = 0
         self.expires_at = math.inf
         self._stream = stream
-        self._socket: socket.socket = stream.extra(SocketAttribute.raw_socket)
+        self._socket: socket.socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - no Django here
         self._origin = origin
         self._closed = False
         self._sent = False
@@ -96,13 +95,12 @@ class AnyioConnection:
         self._send_failure = None
         self._read_seconds = request.timeouts.read
         parser.start(head_only=request.route.method == "HEAD", bounded=not request.stream)
-        data = encode_request(request)
         try:
-            if len(data) <= _SENT_AT_ONCE:
-                await self._send(data, request.timeouts.write)
+            if len(request.body) <= _SENT_AT_ONCE:
+                await self._send(request)
                 await self._receive_answer(whole=not request.stream)
             else:
-                await self._send_and_receive(data, request)
+                await self._send_and_receive(request)
         except StaleConnectionError:
             raise  # the pool keeps its place for a fresh one
         except BaseException:
@@ -122,7 +120,13 @@ class AnyioConnection:
         parser = self.parser
         try:
             while not parser.buffered and not parser.complete:
+                if self._error is not None:
+                    raise self._error
                 await self._receive_more(deadline)
+        except MillstreamError as error:
+            self.abort(error)
+            if not parser.buffered:
+                raise  # else it waits its turn
         except BaseException:
             self.abort()
             raise
@@ -147,7 +151,7 @@ class AnyioConnection:
 
     # -- ours ------------------------------------------------------------------------------------------------------
 
-    async def _send_and_receive(self, data: bytes, request: Request) -> None:
+    async def _send_and_receive(self, request: Request) -> None:
         """Both at a time: a server may answer a large request (413) without having read all of it."""
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
@@ -155,7 +159,7 @@ class AnyioConnection:
             async def send() -> None:
                 nonlocal failure
                 try:
-                    await self._send(data, request.timeouts.write)
+                    await self._send(request)
                 except DeadlineError as error:
                     failure = error
                     tasks.cancel_scope.cancel()
@@ -169,11 +173,13 @@ class AnyioConnection:
         if failure is not None:
             raise failure
 
-    async def _send(self, data: bytes, seconds: float | None) -> None:
+    async def _send(self, request: Request) -> None:
         """A connection that breaks is no error yet: the answer may have come all the same. `_ended` tells."""
+        seconds = request.timeouts.write
         try:
             with anyio.move_on_after(seconds) as scope:
-                await self._stream.send(data)
+                # What is sent has a key in it, and is no local variable: tools that print tracebacks show those.
+                await self._stream.send(encode_request(request))
                 self._sent = True
         except _BROKEN as error:
             self._send_failure = error
@@ -234,7 +240,7 @@ def _is_readable(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _close_now(stream: ByteStream, raw: socket.socket) -> None:
+def _close_now(stream: ByteStream, raw: object) -> None:
     """Close a stream without waiting for anything."""
     if isinstance(raw, socket.socket):  # trio: the socket is ours to close
         with suppress(RuntimeError):  # no loop is running any more: nobody to notify

@@ -24,7 +24,6 @@ from millstream._errors import (
 from millstream._transport._connection import (
     CONNECT_EXCEPTIONS,
     HIGH_WATER,
-    PIECE_BYTES,
     Body,
     Lane,
     StaleConnectionError,
@@ -32,7 +31,7 @@ from millstream._transport._connection import (
     reason_of,
 )
 from millstream._transport._seam import Origin, Request, Response
-from millstream._transport.http11 import ResponseParser, encode_request
+from millstream._transport.http11 import PIECE_BYTES, ResponseParser, encode_request
 
 __all__ = ["AsyncioConnection", "connect"]
 
@@ -222,8 +221,8 @@ class AsyncioConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        # With no room at all, "paused" means exactly that some of the request has not gone out yet.
-        self._transport.set_write_buffer_limits(high=0)
+        # With next to no room, "paused" means that some of the request is not out yet. (TLS takes 0 for "always".)
+        self._transport.set_write_buffer_limits(high=1)
 
     def data_received(self, data: bytes) -> None:
         parser = self.parser

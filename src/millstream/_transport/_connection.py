@@ -191,13 +191,15 @@ def _detail(error: BaseException) -> str:
     cause = error.__cause__
     if isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[-1]
-    text = str(getattr(cause or error, "strerror", None) or cause or error)
-    return text[:200] or type(error).__name__
+    return _told(cause if cause is not None else error)
 
 
 def reason_of(error: BaseException | None) -> str:
     """`` (...)`` with the system's word for why a connection broke; empty where it gave none."""
     if error is None:
         return ""
-    text = str(getattr(error, "strerror", None) or error or type(error).__name__)
-    return f" ({text[:200]})"
+    return f" ({_told(error)})"
+
+
+def _told(error: BaseException) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:200]

@@ -150,7 +150,8 @@ class ResponseParser:
             ProtocolError: they are no legal HTTP, or over a bound.
 
         """
-        if self.complete:
+        over = self.complete
+        if over:
             self.excess = True
             return
         if not self.started:
@@ -164,7 +165,7 @@ class ResponseParser:
             if not self.complete:
                 raise self._refused(error, data) from error
             # Bytes after the end. The parser's state is that of a response nobody asked for: never used again.
-            self.excess = not self._head_only or self.excess
+            self.excess = not (self._head_only and data.endswith(b"\r\n\r\n"))
         if size != self._size:
             self._fed_without_progress = 0
         elif self._fed_without_progress > self._max_header and not self.complete:
