@@ -141,7 +141,7 @@ async def test_max_connections_is_kept_and_waiters_come_in_order(pool):
         async with anyio.create_task_group() as tasks:
             for number in range(12):
                 tasks.start_soon(one, number)
-                await settle(lambda: transport.statistics().waiting == number)
+                await settle(lambda: server.requests and transport.statistics().waiting == number)
             gate.set()
         assert server.connections == most == 1
         assert order == list(range(12))
