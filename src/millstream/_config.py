@@ -264,15 +264,15 @@ _OFFICIAL_SUFFIXES = (".huggingface.co", ".endpoints.huggingface.cloud")
 
 def environment_key() -> Secret | None:
     """The key that nobody gave by argument: from the environment or the Hub's token file, None without one."""
+    # The key is never a local variable here: tools that print tracebacks show those too.
     for name in KEY_VARIABLES:
-        value = os.environ.get(name, "").strip()
-        if value:
-            return Secret(value)
+        if os.environ.get(name, "").strip():
+            return Secret(os.environ[name], what=name)
     try:
-        value = _token_file().read_text(encoding="utf-8").strip()
+        found = [line for line in (_token_file().read_text(encoding="utf-8").strip(),) if line]
     except (OSError, UnicodeDecodeError):
         return None
-    return Secret(value) if value else None
+    return Secret(found.pop(), what="the Hub's token file") if found else None
 
 
 def _token_file() -> Path:

@@ -12,6 +12,7 @@ from millstream._errors import DeadlineError, DeadlineName, MillstreamError, Pro
 from millstream._headers import provider, request_id
 from millstream._prompts import BasePromptValue
 from millstream._results import GenerationChunk, LLMResult
+from millstream._secret import Secret
 from millstream._sse import is_event_stream
 from millstream._transport._seam import BodyStream, Request, Response, Route, Timeouts, Transport
 from millstream._wire import Dialect, StreamDecoder
@@ -25,16 +26,24 @@ _NO_DEADLINES = Deadlines()
 class Exchange:
     """Requests of one dialect at one route."""
 
-    __slots__ = ("_host", "_model", "_plain", "_streamed", "_transport", "_wanted", "dialect")
+    __slots__ = ("_host", "_key", "_model", "_plain", "_streamed", "_transport", "_wanted", "dialect")
 
     def __init__(
-        self, dialect: Dialect, plain: Route, streamed: Route, transport: Transport, *, model: str | None
+        self,
+        dialect: Dialect,
+        plain: Route,
+        streamed: Route,
+        transport: Transport,
+        *,
+        model: str | None,
+        key: Secret | None = None,
     ) -> None:
         self.dialect = dialect
         self._plain = plain
         self._streamed = streamed
         self._transport = transport
         self._model = model
+        self._key = key
         self._host = plain.origin.host
         self._wanted: tuple[int, bytes] | None = None
 
@@ -55,8 +64,9 @@ class Exchange:
         deadlines = options.deadlines or _NO_DEADLINES
         timeouts = Timeouts(deadlines.connect, deadlines.write, None, None)
         body = self.dialect.encode(prompt, options, model=self._model, stream=False)
-        response = await self._send(self._plain, body, timeouts, stream=False)
+        response: Response | None = None
         try:
+            response = await self._send(self._plain, body, timeouts, stream=False)
             return self.dialect.decode(response.body, prompt, options)
         except MillstreamError as error:
             self.add_facts(error, response)
@@ -72,6 +82,9 @@ class Exchange:
             response = await self._send(self._streamed, body, timeouts, stream=True)
         except DeadlineError as error:
             raise _named(error, "first_token", deadlines.first_token) from error.__cause__
+        except MillstreamError as error:
+            self.add_facts(error, None)
+            raise
         stream = response.stream
         assert stream is not None
         try:
@@ -104,6 +117,8 @@ class Exchange:
             if 200 <= response.status < 300:
                 return response
             answer = await _body_of(response)
+        if self._key is not None:
+            answer = self._key.hide_in_bytes(answer)  # a server may send it back, and errors are shown
         raise decode_error(response.status, response.header, answer, host=self._host, now=_clock.wall_time())
 
     def _decode_whole(
@@ -116,8 +131,12 @@ class Exchange:
             self.add_facts(error, response)
             raise
 
-    def add_facts(self, error: MillstreamError, response: Response) -> None:
-        """Tell in `error` whose answer it is about."""
+    def add_facts(self, error: MillstreamError, response: Response | None) -> None:
+        """Tell in `error` whose answer it is about; and that no key is in it, which a server may have sent back."""
+        if self._key is not None:
+            _hide_in(error, self._key)
+        if response is None:
+            return
         if isinstance(error, StatusError | ProtocolError):
             error.request_id = error.request_id or request_id(response.header)
             error.provider = error.provider or provider(response.header) or self._host
@@ -183,6 +202,9 @@ class HttpChunkSource:
                 if self._total[0] <= self._deadline:
                     raise _named(error, "total", self._total[1]) from error.__cause__
                 raise _named(error, self._waits_for, self._seconds()) from error.__cause__
+            except MillstreamError as error:
+                self._exchange.add_facts(error, self._response)
+                raise
             self._ended = not data
             chunks = decoder.receive_data(data) if data else decoder.receive_eof()
             if chunks:
@@ -211,6 +233,14 @@ class HttpChunkSource:
     def abort(self) -> None:
         """The same."""
         self._stream.abort()
+
+
+def _hide_in(error: MillstreamError, key: Secret) -> None:
+    error.args = tuple(key.hide_in(each) if isinstance(each, str) else each for each in error.args)
+    for name in ("body", "kind", "request_id", "provider"):
+        text = getattr(error, name, None)
+        if isinstance(text, str):
+            setattr(error, name, key.hide_in(text))
 
 
 def _named(error: DeadlineError, name: DeadlineName, seconds: float | None) -> DeadlineError:

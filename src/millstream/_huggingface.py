@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 import msgspec
@@ -87,7 +89,8 @@ _BASE = tuple(BaseLLMParams.__annotations__)
 _FIELDS = ("model", *HuggingFaceParams.__annotations__, *_BASE, *_SAMPLING)
 _IDENTIFYING = ("model", "endpoint_url", "provider", "api", "bill_to", "stop_sequences", *_SAMPLING)
 _JS_NAMES = {"maxTokens": "max_tokens", "topP": "top_p", "topK": "top_k", "frequencyPenalty": "frequency_penalty"}
-_UNPICKLED = ("api_key", "headers", "callbacks", "cache", "caller", "transport", "http_client")
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_UNPICKLED = ("headers", "callbacks", "cache", "caller", "transport", "http_client")
 
 
 class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
@@ -108,6 +111,9 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
     """
 
     def __init__(self, model: str | None = None, **params: Unpack[HuggingFaceParams]) -> None:
+        # Before anything can be wrong: tools that print tracebacks show local variables too.
+        self._key = _hide(params, "api_key", "the API key")
+        self._proxy = _hide(params, "proxy", "the proxy's URL")
         refuse_unknown(params, _FIELDS, "HuggingFaceInference option")
         given: dict[str, Any] = dict(params)
         super().__init__(**{name: given[name] for name in _BASE if name in given})
@@ -123,12 +129,10 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
             deadlines=given.get("deadlines"),
             **{name: given[name] for name in _SAMPLING if name in given},
         )
-        key = given.get("api_key")
-        self._key = None if key is None else Secret(key)
         self._implicit_key = True
         self._routes = self._check_routes()
         self._headers = _headers(given.get("headers"), given.get("bill_to"))
-        _check_one_way(given)
+        _check_one_way({**given, "proxy": self._proxy})
         self._transport: Transport | None = None
         self._exchanges: list[Exchange] = []
         self._counter: TokenCounter | None = None
@@ -155,6 +159,8 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         return self.options.frequency_penalty
 
     def __repr__(self) -> str:
+        if "_transport" not in vars(self):  # shown by a debugger amid __init__
+            return "<HuggingFaceInference, not complete>"
         told = {name: value for name, value in self._identifying_params.items() if name != "extra_body"}
         return f"HuggingFaceInference({', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
@@ -226,12 +232,18 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         return self._exchanges
 
     def _exchange(self, route: RouteSpec) -> Exchange:
-        headers = [*self._headers, *self._authorization(route)]
-        plain = Route("POST", route.origin, route.path, [*headers, ("Accept", "application/json")])
-        streamed = Route("POST", route.origin, route.path, [*headers, ("Accept", "text/event-stream")])
         return Exchange(
-            DIALECTS[route.api], plain, streamed, self._transport_for(route), model=self._model_field(route)
+            DIALECTS[route.api],
+            self._prepared(route, route.path, "application/json"),
+            self._prepared(route, route.path, "text/event-stream"),
+            self._transport_for(route),
+            model=self._model_field(route),
+            key=self._credential(route),
         )
+
+    def _prepared(self, route: RouteSpec, path: str, accept: str) -> Route:
+        headers = self._headers
+        return Route("POST", route.origin, path, [*headers, *self._authorization(route), ("Accept", accept)])
 
     def _model_field(self, route: RouteSpec) -> str | None:
         """The ``model`` of the request's body: at Hugging Face always, elsewhere only if one was named."""
@@ -265,9 +277,9 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         return None
 
     def _credential_fingerprint(self) -> str:
-        route = self._routes[0] if self._routes else None
-        key = None if route is None else self._credential(route)
-        return "" if key is None else key.fingerprint()
+        key = self._credential(self._routes[0]) if self._routes else None
+        own = [Secret(value.replace(" ", "_")) for name, value in self._headers if name.lower() == "authorization"]
+        return " ".join(each.fingerprint() for each in (key, *own) if each is not None)
 
     def _transport_for(self, route: RouteSpec) -> Transport:
         if self._transport is None:
@@ -275,7 +287,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
             self._transport = choose_transport(
                 transport=params.get("transport"),
                 http_client=params.get("http_client"),
-                proxy=params.get("proxy") or _config.environment_proxy(route.origin.scheme, route.origin.host),
+                proxy=self._proxy or _environment_proxy(route),
                 http2=bool(params.get("http2", False)),
                 verify=params.get("verify", True),
             )
@@ -309,8 +321,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
 
         await self._prepare()
         route = self._routes[0]
-        headers = [*self._headers, *self._authorization(route), ("Accept", "application/json")]
-        at = Route("POST", route.origin, sibling_path(route, name), headers)
+        at = self._prepared(route, sibling_path(route, name), "application/json")
         response = await self._transport_for(route).send(Request(at, body))
         return response.body if response.status == 200 else None
 
@@ -338,7 +349,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
 
     @classmethod
     def _from_serialized(
-        cls, fields: dict[str, Any], *, allowed_hosts: Sequence[str], api_key: str | None
+        cls, fields: dict[str, Any], *, allowed_hosts: Sequence[str], api_key: Secret | None
     ) -> HuggingFaceInference:
         named = {_JS_NAMES.get(name, name): value for name, value in fields.items()}
         unknown = [name for name in named if name not in _IDENTIFYING]
@@ -348,14 +359,15 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         if endpoint is not None and endpoint != LOCAL:
             _check_allowed(endpoint, allowed_hosts)
         try:
-            model = cls(**named, api_key=api_key)
+            model = cls(**named)
         except UsageError as error:
             raise DeserializationError(f"a serialized HuggingFaceInference can't be made: {error}") from None
+        model._key = api_key
         model._implicit_key = endpoint is None
         return model
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._params.get("proxy"):
+        if self._proxy is not None:
             raise UsageError("a model with a proxy= is not pickled: its URL may hold a password; make it anew instead")
         kept = {name: value for name, value in self._params.items() if name not in _UNPICKLED}
         return {"params": kept, "implicit_key": self._implicit_key}
@@ -378,6 +390,8 @@ def _headers(headers: Any, bill_to: Any) -> list[tuple[str, str]]:
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise OptionTypeError("headers is a mapping of text to text")
+        if not _HEADER_NAME.fullmatch(name) or name.lower() in ("content-length", "transfer-encoding"):
+            raise OptionValueError(f"{name!r} can't be the name of a header here")
         if not value.isascii() or not value.isprintable():
             raise OptionValueError(f"the value of header {name!r} has a line break or a character that is not ASCII")
     given = {name.lower() for name in headers}
@@ -392,8 +406,25 @@ def _check_one_way(given: dict[str, Any]) -> None:
         raise OptionTypeError(f"deadlines is a Deadlines(...), not {type(given['deadlines']).__name__}")
 
 
+def _hide(params: Any, name: str, what: str) -> Secret | None:
+    """Take a secret out of keywords, so that nothing that keeps or shows them has it."""
+    if params.get(name) is None:
+        params.pop(name, None)
+        return None
+    return Secret(params.pop(name), what)
+
+
+def _environment_proxy(route: RouteSpec) -> Secret | None:
+    if _config.environment_proxy(route.origin.scheme, route.origin.host) is None:
+        return None
+    return Secret(_config.environment_proxy(route.origin.scheme, route.origin.host) or "", "the proxy's URL")
+
+
 def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name; "127.0.0.1.example.com" is one too
+        return host == "localhost"
 
 
 def _is_missing_dialect(error: StatusError) -> bool:

@@ -12,6 +12,7 @@ from millstream._config import CallOptions, CallOverrides
 from millstream._errors import DeserializationError, OptionTypeError
 from millstream._prompts import BasePromptValue, ChatMessage
 from millstream._results import LLMResult, SerializedLLM
+from millstream._secret import Secret
 from millstream.callbacks import Callbacks
 
 __all__ = ["BaseLanguageModel", "Stop", "TokenCount"]
@@ -127,6 +128,11 @@ class BaseLanguageModel(ABC):
             DeserializationError: anything else that is not understood; nothing is made then.
 
         """
+        held = [] if api_key is None else [api_key]
+        del api_key  # tools that print tracebacks show local variables too
+        key = Secret(held.pop()) if held else None
+        if isinstance(allowed_hosts, str) or not all(isinstance(host, str) for host in allowed_hosts):
+            raise OptionTypeError('allowed_hosts is a list of hosts: ["llm.example.com"]')
         fields = dict(_mapping(data))
         kind, model = fields.pop("_type", None), fields.pop("_model", None)
         if model is not None and model != "base_llm":
@@ -134,11 +140,11 @@ class BaseLanguageModel(ABC):
         loader = BaseLanguageModel._loaders.get(kind) if isinstance(kind, str) else None
         if loader is None or not issubclass(loader, cls):
             raise DeserializationError(f"Cannot load LLM with type {kind}")
-        return loader._from_serialized(fields, allowed_hosts=allowed_hosts, api_key=api_key)
+        return loader._from_serialized(fields, allowed_hosts=allowed_hosts, api_key=key)
 
     @classmethod
     def _from_serialized(
-        cls, fields: dict[str, Any], *, allowed_hosts: Sequence[str], api_key: str | None
+        cls, fields: dict[str, Any], *, allowed_hosts: Sequence[str], api_key: Secret | None
     ) -> BaseLanguageModel:
         """Make one of the fields that `_identifying_params` gave. For classes with ``serialized_as``."""
         raise NotImplementedError

@@ -41,8 +41,8 @@ def parse_url(url: str) -> tuple[Origin, str]:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise OptionValueError(f"this is no URL: {error}") from None
+    except ValueError:
+        raise OptionValueError("an endpoint's URL can't be understood: host or port are wrong") from None
     if parts.scheme not in {"http", "https"}:
         raise OptionValueError(
             f"an endpoint's URL starts with http:// or https://, not {url.rsplit('@', maxsplit=1)[-1][:80]!r}"

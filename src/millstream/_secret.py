@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from millstream._errors import OptionTypeError, OptionValueError, UsageError
 
 __all__ = ["Secret"]
 
 
+_STARS = "***"
+_TELLTALE = 8
+"""Fewer characters of a key ("hf_" and a few) tell nothing."""
+
+
 class Secret:
     """A key whose value only `reveal` gives: not repr, not str, not format, not pickle, not copy into JSON.
 
     Args:
-        value: the key; surrounding white space (the line end of a file) is dropped.
+        value: the key; surrounding white space (the line end of a file) is dropped. A `Secret` gives its twin.
+        what: what it is, for messages.
 
     Raises:
         OptionTypeError: it is not text.
@@ -25,23 +31,30 @@ class Secret:
 
     __slots__ = ("__value",)
 
-    def __init__(self, value: str) -> None:
-        if not isinstance(value, str):
-            raise OptionTypeError(f"an API key is text (str), not {type(value).__name__}")
-        value = value.strip(" \t\r\n")
-        if not value:
-            raise OptionValueError("the API key is empty")
-        for position, character in enumerate(value):
-            if not "\x21" <= character <= "\x7e":
-                raise OptionValueError(
-                    f"the API key has a character that no HTTP header may have (U+{ord(character):04X} at position "
-                    f"{position}): a line break, a space, or a character that is not ASCII"
-                )
-        self.__value = value
+    def __init__(self, value: str | Secret, what: str = "the API key") -> None:
+        wrong = _what_is_wrong(value, what)
+        self.__value = "" if wrong else _text(value)
+        del value  # tools that print tracebacks show local variables too
+        if wrong is not None:
+            raise wrong
 
     def reveal(self) -> str:
         """The key itself."""
         return self.__value
+
+    def hide_in(self, text: str) -> str:
+        """`text` with stars in the place of the key, or of its beginning where the text was cut amid it."""
+        text = text.replace(self.__value, _STARS)
+        for ending in ("", "..."):
+            cut = text.removesuffix(ending)
+            for length in range(min(len(self.__value), len(cut)), _TELLTALE - 1, -1):
+                if cut.endswith(self.__value[:length]):
+                    return cut[:-length] + _STARS + ending
+        return text
+
+    def hide_in_bytes(self, data: bytes) -> bytes:
+        """The same for bytes that have not been cut."""
+        return data.replace(self.__value.encode(), _STARS.encode())
 
     def fingerprint(self) -> str:
         """Eight hexadecimal digits that tell two keys apart and tell nothing of either."""
@@ -69,3 +82,22 @@ class Secret:
 
     def __deepcopy__(self, memo: object) -> Secret:
         return self
+
+
+def _text(value: str | Secret) -> str:
+    return value.reveal() if isinstance(value, Secret) else value.strip(" \t\r\n")
+
+
+def _what_is_wrong(value: Any, what: str) -> UsageError | None:
+    if not isinstance(value, str | Secret):
+        return OptionTypeError(f"{what} is text (str), not {type(value).__name__}")
+    text = _text(value)
+    if not text:
+        return OptionValueError(f"{what} is empty")
+    for position, character in enumerate(text):
+        if not "\x21" <= character <= "\x7e":
+            return OptionValueError(
+                f"{what} has a character that no HTTP header may have (U+{ord(character):04X} at position "
+                f"{position}): a line break, a space, or a character that is not ASCII"
+            )
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream._errors import OptionTypeError
+from millstream._secret import Secret
 from millstream._transport._seam import Transport
 from millstream._transport.pool import PoolTransport
 
@@ -18,7 +19,7 @@ def choose_transport(
     *,
     transport: Transport | httpx.AsyncBaseTransport | None = None,
     http_client: httpx.AsyncClient | None = None,
-    proxy: str | None = None,
+    proxy: Secret | None = None,
     http2: bool = False,
     verify: bool | str = True,
 ) -> Transport:

@@ -27,7 +27,8 @@ from millstream._errors import (
     ReadError,
     WriteError,
 )
-from millstream._transport._seam import Request, Response, Timeouts
+from millstream._secret import Secret
+from millstream._transport._seam import Request, Response, Route, Timeouts
 from millstream._transport._tls import create_context
 
 __all__ = ["HttpxTransport", "httpx_transport_for", "translate_httpx_error"]
@@ -118,21 +119,25 @@ class HttpxTransport:
     async def _send(self, request: Request) -> httpx.Response:
         route = request.route
         url = f"{route.origin}{route.target}"
-        headers = [(name.decode("ascii"), value.decode("ascii")) for name, value in route.headers]
         extensions = {"timeout": request.timeouts._asdict()}
         if not isinstance(self._below, httpx.AsyncClient):
-            made = httpx.Request(route.method, url, headers=headers, content=request.body, extensions=extensions)
+            made = httpx.Request(route.method, url, headers=_texts(route), content=request.body, extensions=extensions)
             answer = await self._below.handle_async_request(made)
             answer.request = made
             return answer
         made = self._below.build_request(
-            route.method, url, headers=headers, content=request.body, extensions=extensions
+            route.method, url, headers=_texts(route), content=request.body, extensions=extensions
         )
-        if not any(name.lower() == "cookie" for name, _ in headers):
+        if not any(name.lower() == b"cookie" for name, _ in route.headers):
             # The client collects cookies from answers; those of one user's answer must not travel with another's.
             made.headers.pop("cookie", None)
             self._cookies.set_cookie_header(made)
         return await self._below.send(made, stream=True, follow_redirects=False)
+
+
+def _texts(route: Route) -> list[tuple[str, str]]:
+    # Not a local variable of whoever sends: tools that print tracebacks show those, and a key is among these.
+    return [(name.decode("ascii"), value.decode("ascii")) for name, value in route.headers]
 
 
 class _Body:
@@ -309,7 +314,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         at = at.__cause__ or at.__context__
 
 
-def httpx_transport_for(*, proxy: str | None, http2: bool, verify: bool | str | ssl.SSLContext) -> HttpxTransport:
+def httpx_transport_for(
+    *, proxy: Secret | str | None, http2: bool, verify: bool | str | ssl.SSLContext
+) -> HttpxTransport:
     """An httpx transport of our own, for what our pool does not speak.
 
     Args:
@@ -326,7 +333,8 @@ def httpx_transport_for(*, proxy: str | None, http2: bool, verify: bool | str | 
     if http2 and importlib.util.find_spec("h2") is None:
         raise MissingExtraError('HTTP/2 needs an extra: pip install "millstream[http2]"', name="h2")
     if proxy is not None:
-        scheme = proxy.partition("://")[0].lower()
+        proxy = Secret(proxy, "the proxy's URL")  # tools that print tracebacks show local variables too
+        scheme = proxy.reveal().partition("://")[0].lower() if "://" in proxy.reveal() else ""
         if scheme not in _PROXY_SCHEMES:
             raise OptionValueError(f"a proxy's URL starts with one of {', '.join(f'{s}://' for s in _PROXY_SCHEMES)}")
         if scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
@@ -335,7 +343,7 @@ def httpx_transport_for(*, proxy: str | None, http2: bool, verify: bool | str | 
         below = httpx.AsyncHTTPTransport(
             verify=verify if isinstance(verify, ssl.SSLContext) else create_context(verify),
             http2=http2,
-            proxy=proxy,
+            proxy=proxy.reveal() if proxy is not None else None,
             # How much is in flight is decided above; idle ones are dropped before most servers would.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=15.0),
         )
