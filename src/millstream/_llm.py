@@ -395,7 +395,7 @@ def _cache(cache: Any) -> BaseCache | None:
 
 def _caller(params: BaseLLMParams) -> AsyncCaller:
     given: Mapping[str, Any] = params
-    own = {name: given[name] for name in _CALLER_FIELDS if name in given}
+    own: dict[str, Any] = {name: given[name] for name in _CALLER_FIELDS if name in given}
     caller = params.get("caller")
     if caller is None:
         return AsyncCaller(**own)
