@@ -130,13 +130,16 @@ def write_readme(text: str) -> None:
     README.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
-def _chosen(names: str | None, known: Sequence[str], what: str) -> list[str]:
+def _chosen(names: str | None) -> list[Scenario]:
+    """Those with one of these names, or with one that goes on after a hyphen; in the table's order."""
     if names is None:
-        return list(known)
-    chosen = [name for name in known if any(name == part or name.startswith(f"{part}-") for part in names.split(","))]
-    if not chosen:
-        raise SystemExit(f"no such {what}: {names}; there are {', '.join(known)}")
-    return chosen
+        return list(SCENARIOS)
+    parts = names.split(",")
+    chosen = {part: [each for each in SCENARIOS if f"{each.name}-".startswith(f"{part}-")] for part in parts}
+    for part, found in chosen.items():
+        if not found:
+            raise SystemExit(f"no scenario {part!r}; there are {', '.join(each.name for each in SCENARIOS)}")
+    return [each for each in SCENARIOS if any(each in found for found in chosen.values())]
 
 
 def main() -> None:
@@ -154,8 +157,7 @@ def main() -> None:
     rounds = options.rounds or (1 if options.quick else 5)
     seconds = options.seconds or (0.2 if options.quick else 0.5)
     clients = options.clients.split(",") if options.clients else list(DEFAULT_CLIENTS)
-    names = _chosen(options.scenarios, [each.name for each in SCENARIOS], "scenario")
-    scenarios = [each for each in SCENARIOS if each.name in names]
+    scenarios = _chosen(options.scenarios)
     before = machine.load()
     lines = run_all(scenarios, clients, rounds=rounds, seconds=seconds)
     load = [f"{each:.1f}" if each is not None else "unknown" for each in (before, machine.load())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from types import TracebackType
 from typing import Self
 
@@ -12,17 +13,17 @@ from millstream import BaseCallbackHandler, HuggingFaceInference, LLMEndEvent, L
 
 
 class _Latencies(BaseCallbackHandler):
-    """From each run's start to its end, by the events' own times."""
+    """From each run's start to its end. (The events' own times are the loop's clock: whole milliseconds on uvloop.)"""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self._began: dict[str, float] = {}
 
     def on_llm_start(self, event: LLMStartEvent, /) -> None:
-        self._began[event.run_id] = event.time
+        self._began[event.run_id] = perf_counter()
 
     def on_llm_end(self, event: LLMEndEvent, /) -> None:
-        self.seconds.append(event.time - self._began.pop(event.run_id))
+        self.seconds.append(perf_counter() - self._began.pop(event.run_id))
 
 
 class Bench(Client):
