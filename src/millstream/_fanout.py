@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
@@ -27,7 +27,7 @@ async def fan_out(
     work: Callable[[int, Any, Send[T]], Awaitable[None]],
     *,
     width: int,
-) -> AsyncIterator[AsyncIterator[T]]:
+) -> AsyncGenerator[AsyncIterator[T]]:
     """Run ``work(index, item, send)`` for each item, at most `width` at a time, and give what they send.
 
     An item is taken from the input only when a worker is free, and a worker is free when all that it sent was taken.

@@ -12,7 +12,7 @@ import anyio
 
 from millstream._caller import AsyncCaller
 from millstream._config import CallOptions, CallOverrides, Deadlines, refuse_unknown
-from millstream._errors import ClosedError, OptionTypeError, OptionValueError
+from millstream._errors import ClosedError, MillstreamError, OptionTypeError, OptionValueError
 from millstream._fanout import Send, fan_out
 from millstream._language_model import BaseLanguageModel, Stop
 from millstream._prompts import BasePromptValue, ChatMessage, PromptInput, as_prompt_value
@@ -300,7 +300,7 @@ class BaseLLM(BaseLanguageModel):
                 workers.start_soon(worker)
         if failures:
             index, error = failures[0]
-            if hasattr(error, "prompt_index"):
+            if isinstance(error, MillstreamError):
                 error.prompt_index = index
             error.add_note(f"This was prompt {index} of {len(values)} (counted from 0).")
             raise error
@@ -394,8 +394,7 @@ def _cache(cache: Any) -> BaseCache | None:
 
 
 def _caller(params: BaseLLMParams) -> AsyncCaller:
-    given: Mapping[str, Any] = params
-    own: dict[str, Any] = {name: given[name] for name in _CALLER_FIELDS if name in given}
+    own: dict[str, Any] = {name: value for name, value in params.items() if name in _CALLER_FIELDS}
     caller = params.get("caller")
     if caller is None:
         return AsyncCaller(**own)
