@@ -15,7 +15,7 @@ from ..support.quiet import assert_quiet
 from .cutting import by_rounds
 
 TASKS = 20
-CANCELS = 35
+CANCELS = 30
 """For each task."""
 
 

@@ -20,6 +20,7 @@ from anyio.streams.tls import TLSListener
 
 from millstream import (
     AuthenticationError,
+    CertificateError,
     ConnectError,
     DeadlineError,
     Deadlines,
@@ -257,16 +258,28 @@ async def test_a_server_that_sends_the_request_back(answer, http_client, streame
     assert_error_hides(error, echoed=True)
 
 
-async def test_tls_failures():
-    authority = trustme.CA()
+async def plain(stream) -> None:
+    await stream.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@pytest.mark.parametrize("http_client", [False, True])
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_tls_failures(encrypted, http_client):
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    plain = b"HTTP/1.1 400 Bad Request\r\n\r\n"
-    async with server(lambda stream: stream.send(plain)) as port:
-        llm = HuggingFaceInference(endpoint_url=f"https://127.0.0.1:{port}", api_key=KEY, max_retries=0)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)  # of an authority that nobody knows
+    async with (
+        server(plain, tls=context if encrypted else None) as port,
+        httpx.AsyncClient(trust_env=False) as client,
+    ):
+        llm = HuggingFaceInference(
+            endpoint_url=f"https://127.0.0.1:{port}",
+            api_key=KEY,
+            max_retries=0,
+            http_client=client if http_client else None,
+        )
         error = await failure(llm, streamed=False)
-        assert isinstance(error, ConnectError)
-        assert_error_hides(error)
+    assert isinstance(error, CertificateError if encrypted else ConnectError)
+    assert_error_hides(error)
 
 
 async def test_a_cancelled_call(endpoint):
