@@ -28,10 +28,15 @@ def endpoint() -> Iterator[FakeEndpoint]:
         yield endpoint
 
 
+def environment(**more: str) -> dict[str, str]:
+    """That of the tests, with Python's usual buffers."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | more
+
+
 @contextmanager
 def started(*arguments: str, command: Sequence[str] = COMMAND, **options) -> Iterator[subprocess.Popen[bytes]]:
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*command, *arguments], **{**pipes, **options}) as process:
+    usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment()}
+    with subprocess.Popen([*command, *arguments], **{**usual, **options}) as process:
         try:
             yield process
         finally:
@@ -137,12 +142,12 @@ def test_a_reader_that_leaves(endpoint, more):
 
 def test_a_terminal_that_lacks_a_character(endpoint):
     endpoint.reply = "blåbær 😀"
-    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    with started("generate", "--endpoint", endpoint.url, "x", env=environment) as process:
+    latin = environment(PYTHONIOENCODING="latin-1")
+    with started("generate", "--endpoint", endpoint.url, "x", env=latin) as process:
         out, err = process.communicate(timeout=SECONDS)
     assert out.decode("latin-1").splitlines() == ["blåbær \\U0001f600"]
     assert err == b""
-    with started("generate", "--json", "--endpoint", endpoint.url, "x", env=environment) as process:
+    with started("generate", "--json", "--endpoint", endpoint.url, "x", env=latin) as process:
         assert "blåbær 😀" in finished(process)[1]
 
 
