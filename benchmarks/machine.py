@@ -54,7 +54,6 @@ def resident_bytes() -> int:
 
     Raises:
         OSError: the system has no /proc.
-
     """
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

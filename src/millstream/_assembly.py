@@ -96,7 +96,6 @@ class ResultBuilder:
 
     Attributes:
         add: takes the next chunk.
-
     """
 
     __slots__ = ("_any", "_chunks", "_outputs", "_usage", "add")
@@ -131,7 +130,6 @@ class ResultBuilder:
 
         Raises:
             ProtocolError: see `parse_response`.
-
         """
         self._fold()
         outputs = [self._outputs[index] for index in sorted(self._outputs)] or [_Output()]
@@ -166,7 +164,6 @@ def parse_response(result: LLMResult, options: CallOptions) -> LLMResult:
 
     Raises:
         ProtocolError: an output that is complete does not fit the type; with an excerpt of it.
-
     """
     wanted = options.response_format
     if not isinstance(wanted, type):

@@ -174,7 +174,6 @@ def retry_after(error: BaseException, *, now: float) -> float | None:
     Args:
         error: what was raised.
         now: wall clock, seconds since 1970; for a date in those headers.
-
     """
     told = getattr(error, "retry_after", None)
     if told is None:
@@ -203,7 +202,6 @@ def next_delay(
         retry_num: retries of this call before this one, from 0.
         retry_after: seconds that the server asked for, None for none.
         random: a number drawn evenly from [0, 1).
-
     """
     if retry_after is not None:
         if verdict.estimated:

@@ -93,7 +93,6 @@ class Lease(Generic[T]):
 
         Args:
             tokens_used: LLM tokens that were used; None: unknown, the estimate stands.
-
         """
         self._permit.release(tokens_used)
 
@@ -146,7 +145,6 @@ class AsyncCaller:
 
     Raises:
         OptionTypeError, OptionValueError: an argument that can't be.
-
     """
 
     def __init__(
@@ -194,7 +192,6 @@ class AsyncCaller:
             ClosedError: the caller was closed, before or while the call waited.
             DeadlineError: `queue` or `total` was over.
             Exception: the last attempt's error; one of Millstream's has its ``attempts`` and ``waited`` set.
-
         """
         return await self.call_with_options(_NO_OPTIONS, function, *args)
 
@@ -204,7 +201,6 @@ class AsyncCaller:
         Raises:
             OptionValueError: `CallerOptions.tokens` is more than `tokens_per_minute`.
             ClosedError, DeadlineError, Exception: see `call`.
-
         """
         lease = await self.open(options, function, *args)
         used: int | None = None
@@ -223,7 +219,6 @@ class AsyncCaller:
 
         Raises:
             OptionValueError, ClosedError, DeadlineError, Exception: see `call_with_options`.
-
         """
         deadlines = self.deadlines if options.deadlines is None else options.deadlines
         call = _Call(options, deadlines.queue, RetrySchedule(self.retry_policy))
@@ -346,7 +341,6 @@ class AsyncCaller:
 
         Raises:
             OptionTypeError, OptionValueError: a `width` that can't be.
-
         """
         check_int("width", width, low=1)
 

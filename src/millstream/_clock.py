@@ -42,7 +42,6 @@ def event_loop() -> Any:
 
     Raises:
         RuntimeError: no event loop is running.
-
     """
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None:

@@ -93,7 +93,6 @@ class CallOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     Raises:
         OptionTypeError, OptionValueError: a value that no server would take; the message says what it could be.
-
     """
 
     stop: str | Sequence[str] | None = None
@@ -174,7 +173,6 @@ class CallOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
         Raises:
             UnknownOptionError: a keyword that is no option; the message names the nearest that is.
-
         """
         options = stop if isinstance(stop, CallOptions) else None
         given = dict(overrides)

@@ -40,10 +40,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from millstream._results import LLMResult
+from typing import Any, Literal
 
 __all__ = [
     "AuthenticationError",
@@ -112,7 +109,7 @@ class MillstreamError(Exception):
     waited: float = 0.0
     prompt_index: int | None = None
     partial: str | None = None
-    partial_result: LLMResult | None = None
+    partial_result: Any = None  # an LLMResult, which is above this module
 
 
 class UsageError(MillstreamError):
@@ -159,7 +156,6 @@ class DeadlineError(MillstreamError, TimeoutError):
             a slot or a permit), ``first_token``, ``idle`` (between two tokens) and ``total`` (all attempts and waits)
             are the call's.
         seconds: its length.
-
     """
 
     def __init__(self, message: str = "", *, deadline: DeadlineName = "total", seconds: float | None = None) -> None:
@@ -203,7 +199,6 @@ class ReadError(TransportError):
 
     Attributes:
         started: whether any byte of the answer had been received.
-
     """
 
     def __init__(self, message: str = "", *, started: bool = False) -> None:
@@ -221,7 +216,6 @@ class ProtocolError(MillstreamError):
     Attributes:
         status_code: the answer's status, None where it had none.
         body: an excerpt of it, bounded.
-
     """
 
     def __init__(
@@ -262,7 +256,6 @@ class StatusError(MillstreamError):
         provider: who served it, or the host that answered.
         retry_after: seconds that the server asked to wait, None where it did not.
         body: an excerpt of the answer, bounded.
-
     """
 
     def __init__(

@@ -43,7 +43,6 @@ async def fan_out(
     Raises:
         OptionTypeError: `items` can't be iterated, or is one text.
         Exception: what reading `items` raises.
-
     """
     source = _Source(items)
     send, receive = anyio.create_memory_object_stream[Any](0)
@@ -149,5 +148,3 @@ class _Source:
         if self._asynchronous and hasattr(self._iterator, "aclose"):
             with anyio.move_on_after(_CLEAN_UP_SECONDS, shield=True):
                 await self._iterator.aclose()
-        elif hasattr(self._iterator, "close"):
-            self._iterator.close()

@@ -59,7 +59,6 @@ class Exchange:
             StatusError: the server refused, by status or by an error in a 200 answer.
             ProtocolError: the answer is none of this dialect's.
             DeadlineError, TransportError: the way there failed.
-
         """
         deadlines = options.deadlines or _NO_DEADLINES
         timeouts = Timeouts(deadlines.connect, deadlines.write, None, None)
@@ -186,7 +185,6 @@ class HttpChunkSource:
             TruncatedStreamError: the stream ended without its end.
             DeadlineError: no token in time (``first_token`` or ``idle``); comments are no tokens.
             ReadError, ProtocolError: as for every answer.
-
         """
         decoder = self.decoder
         if decoder is None:

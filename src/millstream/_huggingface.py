@@ -107,7 +107,6 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
     Raises:
         UnknownOptionError: a keyword that does not exist; the message names the nearest that does.
         OptionTypeError, OptionValueError: a value that can't be. Nothing is sent before a call.
-
     """
 
     def __init__(self, model: str | None = None, **params: Unpack[HuggingFaceParams]) -> None:

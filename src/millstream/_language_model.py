@@ -126,7 +126,6 @@ class BaseLanguageModel(ABC):
         Raises:
             UntrustedEndpointError: the data names an endpoint whose host is not allowed.
             DeserializationError: anything else that is not understood; nothing is made then.
-
         """
         held = [] if api_key is None else [api_key]
         del api_key  # tools that print tracebacks show local variables too

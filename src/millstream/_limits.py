@@ -68,7 +68,6 @@ class Slots:
 
         Raises:
             ClosedError: `close` was called.
-
         """
         if self.closed:
             raise _closed()
@@ -82,7 +81,6 @@ class Slots:
 
         Raises:
             ClosedError: `close` was called, before or while this waited.
-
         """
         slot = self.acquire_nowait()
         if slot is not None:
@@ -225,7 +223,6 @@ class TokenLimit(_SlidingWindow):
 
         Raises:
             OptionValueError: a request of so many tokens is more than the limit of a minute, or less than nothing.
-
         """
         check_int("the estimate of a request's tokens", tokens, low=0)
         if tokens > self.per_minute:
@@ -253,7 +250,6 @@ class Permit:
 
         Args:
             tokens_used: what the request really used; None: unknown, the estimate stands.
-
         """
         slot = self._slot
         if slot is None:
@@ -302,7 +298,6 @@ class Admission:
         Raises:
             ClosedError: `close` was called.
             OptionValueError: more tokens than the limit of a minute.
-
         """
         if self._turn is None:
             slot = self.slots.acquire_nowait()
@@ -326,7 +321,6 @@ class Admission:
         Raises:
             ClosedError: `close` was called, before or while this waited.
             OptionValueError: more tokens than the limit of a minute.
-
         """
         permit = self.acquire_nowait(tokens)
         if permit is not None:

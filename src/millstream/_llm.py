@@ -59,7 +59,6 @@ class BaseLLM(BaseLanguageModel):
     Raises:
         UnknownOptionError: a keyword that does not exist; the message names the nearest that does.
         OptionTypeError, OptionValueError: a value that can't be.
-
     """
 
     def __init__(self, **params: Unpack[BaseLLMParams]) -> None:
@@ -134,7 +133,6 @@ class BaseLLM(BaseLanguageModel):
 
         Raises:
             MillstreamError: see the tree in `millstream`'s errors.
-
         """
         value = as_prompt_value(prompt)
         return (await self._start(value, self._options(stop, overrides), callbacks).answer()).text
@@ -196,7 +194,6 @@ class BaseLLM(BaseLanguageModel):
         Raises:
             MillstreamError: the first error, after the rest was cancelled; ``prompt_index`` says which prompt.
                 For outcomes one by one, where one error does not sink the others, see `map`.
-
         """
         values = _prompt_values(prompts)
         options = self._options(stop, overrides)
@@ -231,7 +228,6 @@ class BaseLLM(BaseLanguageModel):
 
         Raises:
             Whatever reading `prompts` raises, after the outcomes of what was read before.
-
         """
         options = self._options(stop, overrides)
 

@@ -36,7 +36,6 @@ def parse_url(url: str) -> tuple[Origin, str]:
 
     Raises:
         OptionValueError: it is no such URL; the message says what is missing. It never has a password in it.
-
     """
     if _ILLEGAL.search(url):  # urlsplit would drop some of them without a word
         raise OptionValueError("an endpoint's URL has no spaces, line breaks or control characters in it")

@@ -108,7 +108,6 @@ def as_prompt_value(prompt: Any) -> BasePromptValue:
     Raises:
         OptionTypeError: it is neither text, nor a prompt value, nor messages.
         OptionValueError: text that can't be written as UTF-8 (a lone surrogate), or a chat without messages.
-
     """
     if isinstance(prompt, str):
         if not prompt.isascii():

@@ -39,7 +39,6 @@ def routes_for(
 
     Raises:
         OptionValueError: no URL, a model or provider that can't stand in one, or an `api` that contradicts the URL.
-
     """
     if api not in APIS:
         raise OptionValueError(f"api is one of {', '.join(APIS)}, not {api!r}")

@@ -26,7 +26,6 @@ class Secret:
     Raises:
         OptionTypeError: it is not text.
         OptionValueError: it is empty, or has characters that no HTTP header may have. The message never has the value.
-
     """
 
     __slots__ = ("__value",)

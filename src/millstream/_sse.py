@@ -61,7 +61,6 @@ class SSEDecoder:
     Attributes:
         last_event_id: the last event id that the stream has set.
         retry: the last reconnection time that it asked for, in milliseconds as sent; None where it asked for none.
-
     """
 
     __slots__ = (
@@ -98,7 +97,6 @@ class SSEDecoder:
 
         Raises:
             ProtocolError: an event is longer than `max_event_bytes`. The events before it have been given out by then.
-
         """
         if self._failure is not None:
             raise self._failure
@@ -132,7 +130,6 @@ class SSEDecoder:
 
         Raises:
             ProtocolError: an event is longer than `max_event_bytes`.
-
         """
         if self._failure is not None:
             raise self._failure

@@ -45,7 +45,6 @@ class LocalServer:
     Attributes:
         url: its root, such as ``http://127.0.0.1:40121``; ``/v1/chat/completions`` and the like are below it.
         model: the name that it serves its model under.
-
     """
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, model: str) -> None:
@@ -123,7 +122,6 @@ def local_server(
         OptionValueError: a number below 1, no such file or no model in it, a port that is taken, or the server
             already runs with other options.
         ConnectError: the server could not be started.
-
     """
     for name, value in (("slots", slots), ("context", context), ("threads", threads)):
         if value is not None and value < 1:

@@ -110,7 +110,9 @@ async def test_what_is_parsed_is_parsed_from_the_cache_too(model):
 async def test_each_of_those_that_share_has_its_own_deadline():
     """The first one's deadline ends the first one only: the next takes over."""
     transport = ScriptedTransport(Answer.chat("late", after=30))
-    llm = HuggingFaceInference(endpoint_url="http://llm.invalid", api="chat", transport=transport, cache=InMemoryCache())
+    llm = HuggingFaceInference(
+        endpoint_url="http://llm.invalid", api="chat", transport=transport, cache=InMemoryCache()
+    )
     answers = []
 
     async def impatient() -> None:

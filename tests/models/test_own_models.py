@@ -91,7 +91,17 @@ async def test_what_may_pass_is_tried_again():
     llm = Parrot(ConnectionError("reset"), ConnectError("refused"), TimeoutError(), callbacks=[handler])
     assert await llm.call("x") == "x"
     assert len(llm.asked) == 4
-    assert handler.kinds() == ["llm_start", "attempt", "retry", "attempt", "retry", "attempt", "retry", "attempt", "llm_end"]
+    assert handler.kinds() == [
+        "llm_start",
+        "attempt",
+        "retry",
+        "attempt",
+        "retry",
+        "attempt",
+        "retry",
+        "attempt",
+        "llm_end",
+    ]
 
 
 async def test_it_must_give_text():

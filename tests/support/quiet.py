@@ -23,7 +23,6 @@ async def assert_quiet(llm: BaseLLM, endpoint: FakeEndpoint | None = None, *, so
         llm: the model; may be closed.
         endpoint: where it asks, if that runs in this event loop.
         sole: whether nobody else asks there: then no connection may be open that is not in the model's pool.
-
     """
     assert_idle(llm)
     leftover = sorted(set(own_tasks()))

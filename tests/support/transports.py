@@ -26,7 +26,9 @@ def chat_events(*texts: str, end: bool = False) -> list[bytes]:
 class Answer:
     """One answer of a `ScriptedTransport`."""
 
-    def __init__(self, status: int, headers: dict[str, str], pieces: Sequence[bytes], every: float, stalls: bool) -> None:
+    def __init__(
+        self, status: int, headers: dict[str, str], pieces: Sequence[bytes], every: float, stalls: bool
+    ) -> None:
         self.status = status
         self.headers = tuple((name.encode(), value.encode()) for name, value in headers.items())
         self.pieces = pieces

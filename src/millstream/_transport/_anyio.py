@@ -45,7 +45,6 @@ async def connect(origin: Origin, lane: Lane, parser: ResponseParser, tls: ssl.S
 
     Raises:
         ConnectError: there is none; `CertificateError` where the server is not who it should be.
-
     """
     try:
         if tls is None:

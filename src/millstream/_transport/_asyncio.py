@@ -43,7 +43,6 @@ async def connect(origin: Origin, lane: Lane, parser: ResponseParser, tls: ssl.S
 
     Raises:
         ConnectError: there is none; `CertificateError` where the server is not who it should be.
-
     """
     loop = asyncio.get_running_loop()
     options: dict[str, Any] = {}

@@ -1,5 +1,4 @@
-"""
-The seam between what is asked and how it travels: one method, `Transport.send`.
+"""The seam between what is asked and how it travels: one method, `Transport.send`.
 
 `Route` is what does not change between requests and is prepared once; `Request` is what does. Anything that implements
 `Transport` can carry a model's requests: our own pool, an httpx client, a fake in a test.
@@ -11,11 +10,11 @@ import math
 import re
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit
 
-from millstream._errors import LocalProtocolError, OptionValueError
+from millstream._errors import LocalProtocolError
+from millstream._origin import Origin
 
-__all__ = ["BodyStream", "Headers", "Origin", "Request", "Response", "Route", "Timeouts", "Transport", "parse_url"]
+__all__ = ["BodyStream", "Headers", "Origin", "Request", "Response", "Route", "Timeouts", "Transport"]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Header lines in the order in which they stand; a received name is in lower case."""
@@ -23,24 +22,6 @@ Headers = tuple[tuple[bytes, bytes], ...]
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]")
 _BAD_TARGET = re.compile(rb"[\x00-\x20\x7f]")
-
-
-class Origin(NamedTuple):
-    """Where a connection goes: ``scheme`` is http or https, ``host`` without brackets."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @property
-    def authority(self) -> str:
-        """As it stands in a URL and a ``Host`` header: brackets around IPv6, no port where it is the scheme's own."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        default = 443 if self.scheme == "https" else 80
-        return host if self.port == default else f"{host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.authority}"
 
 
 class Timeouts(NamedTuple):
@@ -58,12 +39,10 @@ DEFAULT_TIMEOUTS = Timeouts()
 
 
 class Route:
-    """
-    One method, URL and set of headers, encoded once for all requests that go there.
+    """One method, URL and set of headers, encoded once for all requests that go there.
 
     Raises:
         LocalProtocolError: a header or the target would not be legal HTTP. The message has no header value (a key).
-
     """
 
     __slots__ = ("head", "headers", "method", "origin", "target")
@@ -123,8 +102,7 @@ class BodyStream(Protocol):
     """A body that is still arriving. Whoever has one closes it; closing twice is harmless."""
 
     async def receive(self, deadline: float = math.inf) -> bytes:
-        """
-        The next piece, ``b""`` at the end.
+        """The next piece, ``b""`` at the end.
 
         Args:
             deadline: when to give up, on the event loop's clock; the request's `Timeouts.read` holds as well.
@@ -133,13 +111,11 @@ class BodyStream(Protocol):
             DeadlineError: nothing came in time (``deadline="read"``).
             ReadError: the connection broke before the body was complete.
             ProtocolError: what came is no legal body.
-
         """
         ...
 
     async def aclose(self) -> None:
-        """
-        Give the connection back if the body is complete, or is complete within a moment; else close it at once.
+        """Give the connection back if the body is complete, or is complete within a moment; else close it at once.
 
         That moment (the bounded drain after ``[DONE]``) is the only thing this waits for.
         """
@@ -181,8 +157,7 @@ class Transport(Protocol):
     """Carries requests. Implementations raise the errors of `millstream._errors` and nothing else."""
 
     async def send(self, request: Request) -> Response:
-        """
-        Send one request and give its answer: whole, or from the head on where `request.stream` is set.
+        """Send one request and give its answer: whole, or from the head on where `request.stream` is set.
 
         A body is decoded (gzip, deflate) and bounded. Redirects are answers like any other.
 
@@ -192,39 +167,9 @@ class Transport(Protocol):
             WriteError, ReadError: the connection broke.
             ProtocolError: the answer is no legal HTTP, or is over a bound.
             ClosedError: the transport was closed.
-
         """
         ...
 
     async def aclose(self) -> None:
         """Close every connection; what is under way fails with `ClosedError`. Closing twice is harmless."""
         ...
-
-
-def parse_url(url: str) -> tuple[Origin, str]:
-    """
-    The origin and the path (``/`` where there is none, query included) of an http or https URL.
-
-    Raises:
-        OptionValueError: it is no such URL; the message says what is missing. It never has a password in it.
-
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise OptionValueError(f"this is no URL: {error}") from None
-    if parts.scheme not in {"http", "https"}:
-        raise OptionValueError(
-            f"an endpoint's URL starts with http:// or https://, not {url.rsplit('@', maxsplit=1)[-1][:80]!r}"
-        )
-    if not host or _BAD_TARGET.search(host.encode()) or "\\" in url:
-        raise OptionValueError(f"the URL names no host: {url.rsplit('@', maxsplit=1)[-1][:80]!r}")
-    if parts.username is not None or parts.password is not None:
-        raise OptionValueError("a URL with a user name or password in it is refused; give the key by api_key=")
-    if port == 0:
-        raise OptionValueError("port 0 can't be connected to")
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    if _BAD_TARGET.search(path.encode()) or not path.isascii():
-        raise OptionValueError(f"the URL's path has a character that must be percent-encoded: {path[:80]!r}")
-    return Origin(parts.scheme, host, port or (443 if parts.scheme == "https" else 80)), path

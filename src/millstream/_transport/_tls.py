@@ -17,7 +17,6 @@ def create_context(verify: bool | str = True) -> ssl.SSLContext:
         verify: True: certificates are checked against those that the environment names (``SSL_CERT_FILE``,
             ``SSL_CERT_DIR``), else certifi's, as httpx does. A path: against those in this file or directory.
             False: anybody may answer.
-
     """
     context = _verifying_context(verify) if verify is not False else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if verify is False:

@@ -110,7 +110,6 @@ class ResponseParser:
         Args:
             head_only: the answer to a HEAD request: it has no body whatever its headers say.
             bounded: whether `max_body_bytes` holds for the sum of the body, as it does for one that is read whole.
-
         """
         self.headers: list[tuple[bytes, bytes]] = []
         self.status = 0
@@ -148,7 +147,6 @@ class ResponseParser:
 
         Raises:
             ProtocolError: they are no legal HTTP, or over a bound.
-
         """
         over = self.complete
         if over:
@@ -182,7 +180,6 @@ class ResponseParser:
         Raises:
             ReadError: the response is not complete.
             ProtocolError: its compressed body is not complete.
-
         """
         if self.complete:
             return

@@ -58,7 +58,6 @@ class HttpxTransport:
 
     Raises:
         OptionTypeError: it is neither; the synchronous `httpx.Client` among them.
-
     """
 
     def __init__(self, client_or_transport: httpx.AsyncClient | httpx.AsyncBaseTransport, *, owns: bool) -> None:
@@ -285,7 +284,6 @@ def translate_httpx_error(error: Exception, timeouts: Timeouts, *, started: bool
         error: one of httpx's, or an `OSError` that came through unchanged.
         timeouts: what the request was sent with, for the message.
         started: whether the head of the answer had arrived.
-
     """
     text = str(error) or type(error).__name__
     if isinstance(error, httpx.ConnectError) and _is_about_a_certificate(error):
@@ -328,7 +326,6 @@ def httpx_transport_for(
     Raises:
         MissingExtraError: HTTP/2 or SOCKS was asked for and its package is not installed.
         OptionValueError: the proxy's URL is none.
-
     """
     if http2 and importlib.util.find_spec("h2") is None:
         raise MissingExtraError('HTTP/2 needs an extra: pip install "millstream[http2]"', name="h2")

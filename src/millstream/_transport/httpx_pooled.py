@@ -55,7 +55,6 @@ class PooledTransport(httpx.AsyncBaseTransport):
         limits: as httpx's, but for one origin, not for all. The default has no bound on connections, and 15 s for
             idle ones; a `keepalive_expiry` of None: a day.
         pool: the pool to use instead of an own one. It is closed by whoever made it.
-
     """
 
     def __init__(
@@ -83,7 +82,6 @@ class PooledTransport(httpx.AsyncBaseTransport):
 
         Raises:
             httpx.TransportError: that which fits. ``__cause__`` is ours.
-
         """
         url = request.url
         if url.scheme not in {"http", "https"}:

@@ -70,7 +70,6 @@ class PoolTransport:
 
     Raises:
         OptionTypeError, OptionValueError: a figure that is not possible.
-
     """
 
     def __init__(

@@ -85,7 +85,6 @@ def any_json(data: bytes) -> Any:
 
     Raises:
         ProtocolError: it is no JSON.
-
     """
     return decode_body(_any_decoder, data)
 
@@ -95,7 +94,6 @@ def decode_body(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
 
     Raises:
         ProtocolError: no JSON, or not of that shape; with an excerpt.
-
     """
     try:
         try:
@@ -112,7 +110,6 @@ def refuse_body(data: bytes, why: str) -> NoReturn:
     Raises:
         StatusError: an error inside a 200 answer.
         ProtocolError: anything else.
-
     """
     try:
         value = any_json(data)

@@ -29,7 +29,6 @@ class Dialect(Protocol):
         Raises:
             OptionValueError: an option that this dialect does not have.
             OptionTypeError: a value that can't be written as JSON.
-
         """
         ...
 
@@ -39,7 +38,6 @@ class Dialect(Protocol):
         Raises:
             StatusError: the body is an error.
             ProtocolError: the body can't be understood; it has an excerpt.
-
         """
         ...
 
@@ -66,7 +64,6 @@ class StreamDecoder(Protocol):
             server goes on after. The rest of the body may be drained, or given to `receive_data` for the usage. (Where
             the server itself ends at the stop text but leaves it in, its usage and end mark are waited for.)
         error: why no more chunks come, None while all is well. Chunks returned together with it came before it.
-
     """
 
     done: bool

@@ -152,7 +152,6 @@ def decode_logprobs(value: Any) -> tuple[TokenLogprob, ...] | None:
 
     Raises:
         ProtocolError: they are of a shape that nobody has.
-
     """
     if not isinstance(value, dict):
         return None

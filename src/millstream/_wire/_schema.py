@@ -24,7 +24,6 @@ def openai_response_format(value: Any) -> dict[str, Any]:
 
     Raises:
         OptionTypeError: a type that has no JSON schema.
-
     """
     if isinstance(value, Mapping):
         if not _is_wire_shape(value):
@@ -41,7 +40,6 @@ def grammar(value: Any) -> dict[str, Any] | None:
     Raises:
         OptionTypeError: a type that has no JSON schema.
         OptionValueError: a shape without the schema that this dialect needs.
-
     """
     if not isinstance(value, Mapping):
         return {"type": "json", "value": _schema_of(value)}

@@ -43,7 +43,6 @@ class StopTrimmer:
 
     Attributes:
         stopped: a stop text was found; whatever comes after is dropped.
-
     """
 
     __slots__ = ("_beginnings", "_found", "_held", "_held_at", "_matched", "_seen", "_stops", "stopped")

@@ -129,7 +129,6 @@ class BaseStreamDecoder:
         Raises:
             StatusError: it is an error.
             ProtocolError: it is no JSON.
-
         """
         data = event.data.strip()
         if data == _END_MARK:

@@ -98,7 +98,6 @@ class Chat:
 
         Raises:
             OptionTypeError: a value that can't be written as JSON.
-
         """
         body: dict[str, Any] = {} if model is None else {"model": model}
         if type(prompt) is StringPromptValue:
@@ -124,7 +123,6 @@ class Chat:
         Raises:
             StatusError: the body is an error.
             ProtocolError: the body can't be understood.
-
         """
         try:
             answer = decode_body(_answer_decoder, body)

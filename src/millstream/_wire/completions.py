@@ -67,7 +67,6 @@ class Completions:
         Raises:
             OptionValueError: tools, which this dialect does not have.
             OptionTypeError: a value that can't be written as JSON.
-
         """
         if options.tools or options.tool_choice is not None:
             raise OptionValueError('completions have no tools; use api="chat"')
@@ -85,7 +84,6 @@ class Completions:
         Raises:
             StatusError: the body is an error.
             ProtocolError: the body can't be understood.
-
         """
         try:
             answer = decode_body(_answer_decoder, body)

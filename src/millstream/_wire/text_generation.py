@@ -95,7 +95,6 @@ class TextGeneration:
         Raises:
             OptionValueError: tools, several outputs, or a presence penalty, which this dialect does not have.
             OptionTypeError: a value that can't be written as JSON.
-
         """
         _refuse_options(options)
         parameters = _parameters(options)
@@ -115,7 +114,6 @@ class TextGeneration:
         Raises:
             StatusError: the body is an error.
             ProtocolError: the body can't be understood.
-
         """
         try:
             decoded = decode_body(_token_answer_decoder if wants_logprobs(options) else _answer_decoder, body)

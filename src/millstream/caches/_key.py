@@ -34,7 +34,6 @@ def cache_key(parameters: Mapping[str, Any], prompt: PromptInput, *, namespace: 
     Raises:
         OptionTypeError: a value that JSON can't have.
         OptionValueError: text that can't be written as UTF-8, or one mapping with a key ``1`` and a key ``"1"``.
-
     """
     return hashlib.sha256(_canonical([_VERSION, namespace, parameters, _prompt(prompt)])).hexdigest()
 

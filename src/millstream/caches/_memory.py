@@ -50,7 +50,6 @@ class InMemoryCache(BaseCache):
 
     Raises:
         OptionTypeError, OptionValueError: a bound that is not positive.
-
     """
 
     _shared: ClassVar[InMemoryCache | None] = None

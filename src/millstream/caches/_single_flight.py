@@ -57,7 +57,6 @@ class SingleFlight(Generic[T]):
 
         Raises:
             Whatever `fetch` raises, here or in the call that fetched.
-
         """
         flights = self._flights_of_this_loop()
         while (flight := flights.get(key)) is not None:

@@ -26,7 +26,6 @@ class ConsoleCallbackHandler(BaseCallbackHandler):
 
     Args:
         stream: where to; None: `sys.stdout` as it is at that moment.
-
     """
 
     name = "console"

@@ -28,7 +28,6 @@ class LoggingCallbackHandler(BaseCallbackHandler):
         logger: where to; None: the logger ``millstream.runs``.
         texts: whether prompts, answers and error messages (which may quote them) are logged too: escaped, and cut to
             200 characters.
-
     """
 
     name = "logging"

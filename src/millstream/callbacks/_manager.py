@@ -48,7 +48,6 @@ class CallbackManager:
 
     Raises:
         OptionTypeError: something else than handlers, or tags that are one text.
-
     """
 
     __slots__ = ("_handlers", "_index", "metadata", "parent_run_id", "tags")
@@ -128,7 +127,6 @@ class CallbackManager:
 
         Raises:
             OptionTypeError: something else than handlers.
-
         """
         if not inheritable and not local and not verbose:
             return None
@@ -156,7 +154,6 @@ class CallbackManager:
         Args:
             llm: the model as `BaseLLM.serialize` tells it, or a function that gives it (called only if it is wanted).
             prompts: the prompts as text.
-
         """
         if "on_llm_start" not in self._index:
             serialized: SerializedLLM = {}

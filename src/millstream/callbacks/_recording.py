@@ -24,7 +24,6 @@ class RecordingCallbackHandler(BaseCallbackHandler):
 
     Attributes:
         events: all of them, in the order of being told.
-
     """
 
     name = "recording"

@@ -57,7 +57,6 @@ class Reader:
 
         Raises:
             Refusal: it has another type (an int is a float, a bool is neither).
-
         """
         value = self.body.get(name)
         if value is None:

@@ -55,7 +55,6 @@ class FakeEndpoint(Behaviour):
 
         Raises:
             RuntimeError: it has not been started.
-
         """
         if self._bound is None:
             raise RuntimeError("this endpoint has no address yet: enter it, `async with FakeEndpoint() as endpoint:`")

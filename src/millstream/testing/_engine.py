@@ -62,7 +62,6 @@ class Engine:
 
         Raises:
             QueueFullError: there is neither.
-
         """
         if self._free() and not self._queue:
             self.running += 1

@@ -61,7 +61,6 @@ class Fault:
             body: str or bytes are sent as they are, anything else as JSON; None: what the server would say.
             headers: in addition to those that belong to the body, for example ``{"retry-after": "2"}``.
             times: how many requests it strikes.
-
         """
         return cls(kind="status", status_code=status_code, body=body, headers=_pairs(headers), times=times)
 
@@ -81,7 +80,6 @@ class Fault:
             after_bytes: after that many bytes of the answer, counted from its status line; None: before the first.
             reset: with a TCP reset instead of an orderly end.
             times: how many requests it strikes.
-
         """
         return cls(kind="disconnect", after_bytes=after_bytes, reset=reset, times=times)
 
@@ -103,7 +101,6 @@ class Fault:
             after_events: pieces of text that are sent first.
             message: "": what the server says when its backend broke.
             times: how many requests it strikes.
-
         """
         return cls(kind="error_event", after_events=after_events, message=message, times=times)
 

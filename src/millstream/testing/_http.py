@@ -49,7 +49,6 @@ class RequestParser:
 
         Raises:
             NotHttpError: they are no HTTP request, or one with a huge body.
-
         """
         try:
             self._parser.feed_data(data)

@@ -34,7 +34,6 @@ class FakeLLM(LLM):
         errors: what the first attempts raise, in order; None in it lets an attempt pass.
         latency: how long tokens take, in seconds; None: no time.
         **params: what every model takes (`BaseLLMParams`).
-
     """
 
     def __init__(

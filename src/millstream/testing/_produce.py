@@ -23,7 +23,6 @@ def produce(behaviour: Behaviour, asked: Asked, turns: Iterator[int]) -> list[Ou
         behaviour: what the endpoint was told.
         asked: the request.
         turns: counts the generated texts, to cycle through several replies.
-
     """
     return [
         _one(behaviour, asked, prompt, choice, next(turns)) for prompt in asked.prompts for choice in range(asked.n)

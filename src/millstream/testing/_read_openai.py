@@ -21,7 +21,6 @@ def read_completions(behaviour: Behaviour, model: str, body: dict[str, Any], siz
 
     Raises:
         Refusal: the server would not accept it.
-
     """
     read = Reader(behaviour.server, body, size)
     if body.get("prompt") is None:
@@ -48,7 +47,6 @@ def read_chat(behaviour: Behaviour, model: str, body: dict[str, Any], size: int)
 
     Raises:
         Refusal: the server would not accept it.
-
     """
     read = Reader(behaviour.server, body, size)
     messages = body.get("messages")

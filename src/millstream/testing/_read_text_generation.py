@@ -20,7 +20,6 @@ def read_text_generation(behaviour: Behaviour, model: str, body: dict[str, Any],
 
     Raises:
         Refusal: tgi would not accept it.
-
     """
     top = Reader("tgi", body, size)
     inputs = top.get("inputs", str, nullable=False)

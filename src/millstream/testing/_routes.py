@@ -47,7 +47,6 @@ def find_route(behaviour: Behaviour, method: str, target: str) -> Route:
 
     Raises:
         Refusal: there is nothing at this path, or not for this method.
-
     """
     path, model = _split_model(urlsplit(target).path)
     server = behaviour.server
@@ -89,7 +88,6 @@ def check_model(behaviour: Behaviour, model: str) -> None:
 
     Raises:
         Refusal: this one is not.
-
     """
     server = behaviour.server
     if behaviour.models is None or model in behaviour.models or server == "llamacpp":
@@ -113,7 +111,6 @@ def information(behaviour: Behaviour, route: Route, body: Any, counters: Counter
 
     Raises:
         Refusal: the single model is unknown, the body of ``/tokenize`` is wrong.
-
     """
     if route.path == "/health":
         return json_answer(200, {"status": "ok"}) if behaviour.server == "llamacpp" else Answer(200)

@@ -168,7 +168,6 @@ def _check_content(server: str, raw: RawRequest, body: Any) -> None:
 
     Raises:
         Refusal: the body is no JSON object, is not said to be one, or is too long.
-
     """
     kind = raw.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))

@@ -82,7 +82,6 @@ def generate(
         stop: stop sequences; one may span tokens.
         keep_stop: whether the stop sequence stays in the text (tgi), or is held back and cut off (the others).
         reasoning: tokens that come before, and use up the budget too.
-
     """
     budget = max_tokens if max_tokens is not None else len(reasoning) + len(tokens) + 1
     thought = list(reasoning[:budget])
