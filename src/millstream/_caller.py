@@ -80,12 +80,14 @@ class CallerStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class Lease(Generic[T]):
     """A result whose slot is still held, as by a stream that is being read."""
 
-    __slots__ = ("_permit", "attempts", "value")
+    __slots__ = ("_permit", "attempts", "value", "waited")
 
-    def __init__(self, value: T, permit: Permit, attempts: int) -> None:
+    def __init__(self, value: T, permit: Permit, attempts: int, waited: float = 0.0) -> None:
         self.value = value
         self.attempts = attempts
         """Attempts that were made for it, 1 or more."""
+        self.waited = waited
+        """Seconds that were waited between them."""
         self._permit = permit
 
     def release(self, tokens_used: int | None = None) -> None:
@@ -271,7 +273,7 @@ class AsyncCaller:
             self._attempts += 1
             self._retries += call.attempts > 1
             try:
-                return Lease(await function(*args), permit, call.attempts)
+                return Lease(await function(*args), permit, call.attempts, call.waited)
             except Exception as error:
                 verdict = classify(error)
                 # Nothing was processed: no token was used. (The request itself stays counted: the server saw it.)

@@ -100,6 +100,8 @@ class MillstreamError(Exception):
     Attributes:
         attempts: how many attempts were made before this was raised (0: nothing was sent).
         waited: seconds spent waiting between the attempts.
+        provider: who served it, or the host that was asked; None where nobody was.
+        request_id: the server's name for the request, None where it told none.
         prompt_index: which prompt of a `generate` this is about, counted from 0; None outside of one.
         partial: the text that had arrived when a stream ended with this error; None outside of one.
         partial_result: the same as a result, None where nothing had arrived.
@@ -107,9 +109,24 @@ class MillstreamError(Exception):
 
     attempts: int = 0
     waited: float = 0.0
+    provider: str | None = None
+    request_id: str | None = None
     prompt_index: int | None = None
     partial: str | None = None
     partial_result: Any = None  # an LLMResult, which is above this module
+
+    def __str__(self) -> str:
+        retry_after: float | None = getattr(self, "retry_after", None)
+        facts: list[tuple[str, Any]] = [
+            ("status", getattr(self, "status_code", None) or None),
+            ("from", self.provider),
+            ("request", self.request_id),
+            ("retry after", f"{retry_after:g} s" if retry_after is not None else None),
+            ("attempts", self.attempts if self.attempts > 1 else None),
+            ("waited", f"{self.waited:.1f} s" if self.waited else None),
+        ]
+        told = ", ".join(f"{name} {value}" for name, value in facts if value is not None)
+        return super().__str__() + (f" ({told})" if told else "")
 
 
 class UsageError(MillstreamError):
@@ -225,7 +242,6 @@ class ProtocolError(MillstreamError):
         self.status_code = status_code
         self.body = body
         self.request_id = request_id
-        self.provider: str | None = None
         self.retry_after: float | None = None
 
 
@@ -241,8 +257,6 @@ class StreamInterruptedError(MillstreamError):
     """
 
     status_code: int | None = None
-    request_id: str | None = None
-    provider: str | None = None
     retry_after: float | None = None
 
 
@@ -276,18 +290,6 @@ class StatusError(MillstreamError):
         self.provider = provider
         self.retry_after = retry_after
         self.body = body
-
-    def __str__(self) -> str:
-        facts: list[tuple[str, Any]] = [
-            ("status", self.status_code or None),
-            ("from", self.provider),
-            ("request", self.request_id),
-            ("retry after", f"{self.retry_after:g} s" if self.retry_after is not None else None),
-            ("attempts", self.attempts if self.attempts > 1 else None),
-            ("waited", f"{self.waited:.1f} s" if self.waited else None),
-        ]
-        told = ", ".join(f"{name} {value}" for name, value in facts if value is not None)
-        return super().__str__() + (f" ({told})" if told else "")
 
 
 class BadRequestError(StatusError):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from millstream import _clock
 from millstream._assembly import chunks_of
 from millstream._config import CallOptions, Deadlines
-from millstream._errors import DeadlineError, DeadlineName, MillstreamError, ProtocolError, StatusError
+from millstream._errors import DeadlineError, DeadlineName, MillstreamError, ProtocolError, UsageError
 from millstream._headers import provider, request_id
 from millstream._prompts import BasePromptValue
 from millstream._results import GenerationChunk, LLMResult
@@ -80,7 +80,9 @@ class Exchange:
         try:
             response = await self._send(self._streamed, body, timeouts, stream=True)
         except DeadlineError as error:
-            raise _named(error, "first_token", deadlines.first_token) from error.__cause__
+            named = _named(error, "first_token", deadlines.first_token)
+            self.add_facts(named, None)
+            raise named from error.__cause__
         except MillstreamError as error:
             self.add_facts(error, None)
             raise
@@ -131,16 +133,17 @@ class Exchange:
             raise
 
     def add_facts(self, error: MillstreamError, response: Response | None) -> None:
-        """Tell in `error` whose answer it is about; and that no key is in it, which a server may have sent back."""
+        """Tell in `error` whom it is about; and see that no key is in it, which a server may have sent back."""
         if self._key is not None:
             _hide_in(error, self._key)
-        if response is None:
+        if isinstance(error, UsageError):
             return
-        if isinstance(error, StatusError | ProtocolError):
+        if response is not None:
             error.request_id = error.request_id or request_id(response.header)
-            error.provider = error.provider or provider(response.header) or self._host
-        if isinstance(error, ProtocolError) and error.status_code is None:
-            error.status_code = response.status
+            error.provider = error.provider or provider(response.header)
+            if isinstance(error, ProtocolError) and error.status_code is None:
+                error.status_code = response.status
+        error.provider = error.provider or self._host
 
 
 class HttpChunkSource:
@@ -197,9 +200,11 @@ class HttpChunkSource:
             try:
                 data = await self._stream.receive(min(self._deadline, self._total[0]))
             except DeadlineError as error:
-                if self._total[0] <= self._deadline:
-                    raise _named(error, "total", self._total[1]) from error.__cause__
-                raise _named(error, self._waits_for, self._seconds()) from error.__cause__
+                is_total = self._total[0] <= self._deadline
+                name, seconds = ("total", self._total[1]) if is_total else (self._waits_for, self._seconds())
+                named = _named(error, name, seconds)
+                self._exchange.add_facts(named, self._response)
+                raise named from error.__cause__
             except MillstreamError as error:
                 self._exchange.add_facts(error, self._response)
                 raise

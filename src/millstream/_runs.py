@@ -204,6 +204,7 @@ class RunStream:
         self.source = source
         self.first = first
         self.attempts = 0 if lease is None else lease.attempts
+        self.waited = 0.0 if lease is None else lease.waited
         self.tells_tokens = run is not None and run.wants_tokens
         self.keep: tuple[Any, str] | None = None
         self._options = options

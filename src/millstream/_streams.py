@@ -127,6 +127,7 @@ class OpenStream(Protocol):
     source: ChunkSource
     first: Sequence[GenerationChunk]
     attempts: int
+    waited: float
     tells_tokens: bool
     """Whether anybody listens to `token`."""
 
@@ -257,20 +258,22 @@ class LLMStream:
             return await stream.source.receive()
         except BaseException as error:
             self._open = None
-            raised = self._with_partial(error, stream.attempts)
+            raised = self._with_partial(error, stream)
             self._failure = raised if isinstance(raised, Exception) else None
             await _leave(stream, raised)
             if raised is error:
                 raise
             raise raised from error
 
-    def _with_partial(self, error: BaseException, attempts: int) -> BaseException:
+    def _with_partial(self, error: BaseException, stream: OpenStream) -> BaseException:
         if not isinstance(error, MillstreamError):
             return error
         wrapped = error
         if isinstance(error, TransportError):
-            wrapped = StreamInterruptedError(f"the stream broke after {len(self.text)} characters: {error}")
-        wrapped.attempts = attempts
+            reason = " ".join(map(str, error.args))
+            wrapped = StreamInterruptedError(f"the stream broke after {len(self.text)} characters: {reason}")
+            wrapped.provider, wrapped.request_id = error.provider, error.request_id
+        wrapped.attempts, wrapped.waited = stream.attempts, stream.waited
         wrapped.partial = self.text
         wrapped.partial_result = self._builder.build() if self._builder else None
         return wrapped
