@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -245,15 +245,17 @@ class AsyncCaller:
     async def _attempts_until(
         self, call: _Call, total: float | None, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]
     ) -> Lease[T]:
-        """One scope around everything (6 us; one an attempt and a wait would cost that each time)."""
+        """One bound around everything: one for each attempt and each wait would cost as much each time."""
         start = _clock.monotonic()
         deadline = math.inf if total is None else start + total
         if call.options.deadline is not None:
             deadline = min(deadline, call.options.deadline)
         call.deadline = deadline
         if deadline > start:
-            with anyio.CancelScope(deadline=deadline):
-                return await self._attempts_of(call, function, args)
+            with suppress(_clock.Expired):
+                if deadline == math.inf:
+                    return await self._attempts_of(call, function, args)
+                return await _clock.run_until(deadline, self._attempts_of, call, function, args)
         raise DeadlineError(deadline="total", seconds=max(0.0, deadline - start)) from call.cause
 
     async def _attempts_of(self, call: _Call, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> Lease[T]:

@@ -382,8 +382,8 @@ class Admission:
     def _now(self) -> float:
         now = _clock.monotonic()
         loop = _clock.event_loop()
-        origin = _clock.steady_time() - now
         if loop is not self._loop:
+            origin = _clock.steady_time() - now
             if self._loop is not None:
                 # Another event loop has another clock: what was used before is as old as the machine's clock says.
                 self._limits_changed = None
@@ -391,7 +391,7 @@ class Admission:
                     if limit is not None:
                         limit.shift(now, self._clock_origin - origin)
             self._loop = loop
-        self._clock_origin = origin
+            self._clock_origin = origin
         return now
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
@@ -17,7 +17,7 @@ from millstream._fanout import Send, fan_out
 from millstream._language_model import BaseLanguageModel, Stop
 from millstream._prompts import BasePromptValue, ChatMessage, PromptInput, as_prompt_value
 from millstream._results import GenerationChunk, LLMResult, Outcome, StreamEvent
-from millstream._runs import Run
+from millstream._runs import Listeners, Run
 from millstream._streams import ChunkSource, GeneratorSource, LLMStream, ResultSource
 from millstream.caches import BaseCache, InMemoryCache, SingleFlight
 from millstream.callbacks import CallbackManager, CallbackManagerForLLMRun, Callbacks
@@ -135,7 +135,7 @@ class BaseLLM(BaseLanguageModel):
             MillstreamError: see the tree in `millstream`'s errors.
         """
         value = as_prompt_value(prompt)
-        return (await self._start(value, self._options(stop, overrides), callbacks).answer()).text
+        return (await self._run(value, self._options(stop, overrides), self._listeners(callbacks)).answer()).text
 
     async def __call__(
         self, prompt: PromptInput, stop: Stop = None, *, callbacks: Callbacks = None, **overrides: Unpack[CallOverrides]
@@ -159,7 +159,7 @@ class BaseLLM(BaseLanguageModel):
     ) -> ChatMessage:
         """The model's next message in a chat; tool calls that it asks for are in the message."""
         value = as_prompt_value(messages)
-        result = await self._start(value, self._options(stop, overrides), callbacks).answer()
+        result = await self._run(value, self._options(stop, overrides), self._listeners(callbacks)).answer()
         generation = result.generations[0][0]
         calls = tuple(
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -172,8 +172,8 @@ class BaseLLM(BaseLanguageModel):
     ) -> LLMStream:
         """The output for one prompt, piece by piece: see `LLMStream`. Takes what `call` takes."""
         value = as_prompt_value(prompt)
-        options = self._options(stop, overrides)
-        return LLMStream(lambda: self._start(value, options, callbacks).stream())
+        options, listeners = self._options(stop, overrides), self._listeners(callbacks)
+        return LLMStream(lambda: self._run(value, options, listeners).stream())
 
     # -- many prompts -----------------------------------------------------------------------------------------------
 
@@ -196,11 +196,10 @@ class BaseLLM(BaseLanguageModel):
                 For outcomes one by one, where one error does not sink the others, see `map`.
         """
         values = _prompt_values(prompts)
-        options = self._options(stop, overrides)
+        options, listeners = self._options(stop, overrides), self._listeners(callbacks)
         if len(values) == 1:
-            return await self._start(values[0], options, callbacks).answer()
-        results = await self._generate_all(values, options, callbacks)
-        return LLMResult.join(results)
+            return await self._run(values[0], options, listeners).answer()
+        return LLMResult.join(await self._generate_all(values, options, listeners))
 
     async def generate_prompt(
         self,
@@ -229,10 +228,10 @@ class BaseLLM(BaseLanguageModel):
         Raises:
             Whatever reading `prompts` raises, after the outcomes of what was read before.
         """
-        options = self._options(stop, overrides)
+        options, listeners = self._options(stop, overrides), self._listeners(callbacks)
 
         async def work(index: int, prompt: Any, send: Send[Outcome]) -> None:
-            await send(await self._outcome(index, prompt, options, callbacks))
+            await send(await self._outcome(index, prompt, options, listeners))
 
         return fan_out(prompts, work, width=self._width)
 
@@ -248,10 +247,10 @@ class BaseLLM(BaseLanguageModel):
 
         Everything else is as for `map`.
         """
-        options = self._options(stop, overrides)
+        options, listeners = self._options(stop, overrides), self._listeners(callbacks)
 
         async def work(index: int, prompt: Any, send: Send[StreamEvent]) -> None:
-            outcome = await self._stream_into(index, prompt, options, callbacks, send)
+            outcome = await self._stream_into(index, prompt, options, listeners, send)
             await send(StreamEvent(index, prompt, outcome=outcome))
 
         return fan_out(prompts, work, width=self._width)
@@ -268,31 +267,47 @@ class BaseLLM(BaseLanguageModel):
             raise ClosedError(f"this {type(self).__name__} was closed")
         return self.options.merged(CallOptions.of(stop, overrides))
 
-    def _start(self, prompt: BasePromptValue, options: CallOptions, callbacks: Callbacks) -> Run:
+    def _listeners(self, callbacks: Callbacks) -> Listeners:
         manager = CallbackManager.configure(
             self.callbacks, callbacks, tags=self.tags, metadata=self.metadata, verbose=self.verbose
         )
-        run = manager.on_llm_start(self.serialize, [prompt.to_string()])[0] if manager is not None else None
-        return Run(self, prompt, options, run)
+        return Listeners(manager, self.serialize)
+
+    def _run(
+        self,
+        prompt: BasePromptValue,
+        options: CallOptions,
+        listeners: Listeners,
+        on_back_off: Callable[[], None] | None = None,
+    ) -> Run:
+        return Run(self, prompt, options, listeners.start(prompt), on_back_off)
 
     async def _generate_all(
-        self, values: Sequence[BasePromptValue], options: CallOptions, callbacks: Callbacks
+        self, values: Sequence[BasePromptValue], options: CallOptions, listeners: Listeners
     ) -> Sequence[LLMResult]:
         results: dict[int, LLMResult] = {}
         failures: list[tuple[int, Exception]] = []
         left = iter(enumerate(values))
+        spare = self._width - self.caller.max_concurrency
 
         async def worker() -> None:
             for index, value in left:
                 try:
-                    results[index] = await self._start(value, options, callbacks).answer()
+                    results[index] = await self._run(value, options, listeners, one_more).answer()
                 except Exception as error:  # noqa: BLE001 - the first one is raised below
                     failures.append((index, error))
                     workers.cancel_scope.cancel()
                     return
 
+        def one_more() -> None:
+            """A call waits for its retry, so its slot is free: somebody shall use it meanwhile."""
+            nonlocal spare
+            if spare > 0:
+                spare -= 1
+                workers.start_soon(worker)
+
         async with anyio.create_task_group() as workers:
-            for _ in range(min(len(values), self._width)):
+            for _ in range(min(len(values), self.caller.max_concurrency)):
                 workers.start_soon(worker)
         if failures:
             index, error = failures[0]
@@ -302,19 +317,19 @@ class BaseLLM(BaseLanguageModel):
             raise error
         return [results[index] for index in range(len(values))]
 
-    async def _outcome(self, index: int, prompt: Any, options: CallOptions, callbacks: Callbacks) -> Outcome:
+    async def _outcome(self, index: int, prompt: Any, options: CallOptions, listeners: Listeners) -> Outcome:
         try:
-            result = await self._start(as_prompt_value(prompt), options, callbacks).answer()
+            result = await self._run(as_prompt_value(prompt), options, listeners).answer()
         except Exception as error:  # noqa: BLE001 - an outcome is a result or an error
             return Outcome(index, prompt, error=error)
         return Outcome(index, prompt, result)
 
     async def _stream_into(
-        self, index: int, prompt: Any, options: CallOptions, callbacks: Callbacks, send: Send[StreamEvent]
+        self, index: int, prompt: Any, options: CallOptions, listeners: Listeners, send: Send[StreamEvent]
     ) -> Outcome:
         try:
             value = as_prompt_value(prompt)
-            async with LLMStream(lambda: self._start(value, options, callbacks).stream()) as stream:
+            async with LLMStream(lambda: self._run(value, options, listeners).stream()) as stream:
                 async for chunk in stream:
                     await send(StreamEvent(index, prompt, chunk))
                 return Outcome(index, prompt, await stream.result())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import anyio
@@ -15,12 +15,12 @@ from millstream._config import CallOptions, Deadlines
 from millstream._errors import DeadlineError, StatusError
 from millstream._language_model import estimate_tokens
 from millstream._prompts import BasePromptValue
-from millstream._results import GenerationChunk, LLMResult
+from millstream._results import GenerationChunk, LLMResult, SerializedLLM
 from millstream._streams import ChunkSource, ResultSource, first_chunks
 from millstream.caches import BaseCache, SingleFlight, cache_key, is_cacheable, lookup_safely, update_safely
-from millstream.callbacks import CallbackManagerForLLMRun
+from millstream.callbacks import CallbackManager, CallbackManagerForLLMRun
 
-__all__ = ["Run", "RunStream"]
+__all__ = ["Listeners", "Run", "RunStream"]
 
 _NO_DEADLINES = Deadlines()
 
@@ -48,18 +48,46 @@ class Model(Protocol):
     def _credential_fingerprint(self) -> str: ...
 
 
+class Listeners:
+    """Who hears of the runs of one call, and how the model is described to them: found out once for all its prompts."""
+
+    __slots__ = ("_describe", "_described", "_manager")
+
+    def __init__(self, manager: CallbackManager | None, describe: Callable[[], SerializedLLM]) -> None:
+        self._manager = manager
+        self._describe = describe
+        self._described: SerializedLLM | None = None
+
+    def start(self, prompt: BasePromptValue) -> CallbackManagerForLLMRun | None:
+        """Tell that a run of `prompt` starts; None where nobody listens."""
+        if self._manager is None:
+            return None
+        return self._manager.on_llm_start(self._description, [prompt.to_string()])[0]
+
+    def _description(self) -> SerializedLLM:
+        if self._described is None:
+            self._described = self._describe()
+        return self._described
+
+
 class Run:
     """One prompt of one call, from its start event on. Call `answer` or `stream`, once."""
 
-    __slots__ = ("_model", "_options", "_prompt", "_run")
+    __slots__ = ("_model", "_on_back_off", "_options", "_prompt", "_run")
 
     def __init__(
-        self, model: Model, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
+        self,
+        model: Model,
+        prompt: BasePromptValue,
+        options: CallOptions,
+        run: CallbackManagerForLLMRun | None,
+        on_back_off: Callable[[], None] | None = None,
     ) -> None:
         self._model = model
         self._prompt = prompt
         self._options = options
         self._run = run
+        self._on_back_off = on_back_off
 
     async def answer(self) -> LLMResult:
         """The whole result. Raises: whatever the model and the caller raise."""
@@ -85,6 +113,21 @@ class Run:
             if self._run is not None:
                 await self._run.on_llm_error(error)
             raise
+
+    async def attempt(self, number: int, /) -> None:
+        """For the caller: tell that it makes an attempt."""
+        if self._run is not None:
+            await self._run.on_attempt(number)
+
+    async def retry(self, number: int, delay: float, error: Exception, /) -> None:
+        """For the caller: tell that it will make another."""
+        if self._on_back_off is not None:
+            self._on_back_off()
+        if self._run is None:
+            return
+        if isinstance(error, StatusError) and error.status_code in (429, 503, 529):
+            await self._run.on_rate_limit(error.status_code, error.retry_after)
+        await self._run.on_retry(number, delay, error)
 
     async def _find(self) -> LLMResult:
         cache = self._model.cache
@@ -154,7 +197,7 @@ class Run:
             deadlines=self._options.deadlines,
             tokens=self._estimate() if self._model.caller.counts_tokens else None,
             settle=_tokens_used,
-            observer=None if self._run is None else _Observer(self._run),
+            observer=None if self._run is None and self._on_back_off is None else self,
         )
 
     def _estimate(self) -> int:
@@ -170,23 +213,6 @@ class Run:
 def _tokens_used(result: Any) -> int | None:
     """What an answer cost, for the token limit; None where nobody knows (then the estimate stands)."""
     return result.usage.total_tokens if isinstance(result, LLMResult) and result.usage is not None else None
-
-
-class _Observer:
-    """Tells a run's handlers what the caller does."""
-
-    __slots__ = ("_run",)
-
-    def __init__(self, run: CallbackManagerForLLMRun) -> None:
-        self._run = run
-
-    async def attempt(self, number: int) -> None:
-        await self._run.on_attempt(number)
-
-    async def retry(self, number: int, delay: float, error: BaseException) -> None:
-        if isinstance(error, StatusError) and error.status_code in (429, 503, 529):
-            await self._run.on_rate_limit(error.status_code, error.retry_after)
-        await self._run.on_retry(number, delay, error)
 
 
 class RunStream:

@@ -62,7 +62,7 @@ BAD_TYPES = [
     ("stop_sequences", 5), ("stop_sequences", [1]), ("response_format", "json"), ("response_format", dict),
     ("tools", {"type": "function"}), ("tools", ["x"]), ("extra_body", [1]), ("deadlines", 30), ("model", 5),
     ("endpoint_url", 5), ("api_key", b"key"), ("headers", "X: y"), ("headers", {"X": 1}), ("cache", "memory"),
-    ("caller", 5), ("callbacks", "me"), ("max_concurrency", 2.5), ("requests_per_minute", "60"), ("transport", object()),
+    ("caller", 5), ("callbacks", "me"), ("max_concurrency", 2.5), ("requests_per_minute", "60"), ("transport", 5),
 ]  # fmt: skip
 
 

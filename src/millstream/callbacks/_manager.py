@@ -6,7 +6,6 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
-from uuid import uuid4
 
 from millstream import _clock
 from millstream._errors import OptionTypeError
@@ -194,7 +193,7 @@ class CallbackManagerForLLMRun:
     )
 
     def __init__(self, manager: CallbackManager) -> None:
-        self.run_id = uuid4().hex
+        self.run_id = _clock.unique_id()
         self.parent_run_id = manager.parent_run_id
         self.tags = manager.tags
         self.metadata = manager.metadata
