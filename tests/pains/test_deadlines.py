@@ -1,0 +1,124 @@
+"""Nothing is waited for without a bound, and the error says which bound it was."""
+
+from __future__ import annotations
+
+import itertools
+
+import anyio
+import pytest
+
+from millstream import LLM, DeadlineError, Deadlines, GenerationChunk
+from millstream.testing import FakeEndpoint, Fault
+
+from .support import MANUAL_CLOCK, event, impatient, model_at, stream_of
+
+
+@pytest.mark.parametrize("after_events", [None, 0], ids=["before the head", "after the head"])
+async def test_a_stream_without_a_first_token(model, endpoint, api, after_events):
+    """Pain 9: a stream hangs for ever."""
+    endpoint.fail(Fault.stall(after_events))
+    llm = model(api=api, max_retries=0, deadlines=Deadlines(first_token=0.02))
+    with pytest.raises(DeadlineError, match=r"no first token within 0\.02 s \(deadline 'first_token'\)") as caught:
+        async for _ in llm.stream("x"):
+            pass
+    assert (caught.value.deadline, caught.value.seconds) == ("first_token", 0.02)
+    await endpoint.wait_for(lambda: endpoint.cancelled == 1)
+    assert await model(api=api).stream("x").result()
+
+
+async def test_a_stream_that_falls_silent(model, endpoint, api):
+    """Pain 9: a stream hangs for ever, after some tokens."""
+    endpoint.fail(Fault.stall(3))
+    stream = model(api=api, deadlines=Deadlines(idle=0.05)).stream("x")
+    with pytest.raises(DeadlineError, match="no further token within 0.05 s") as caught:
+        async for _ in stream:
+            pass
+    assert caught.value.deadline == "idle"
+    assert len(caught.value.partial.split()) == 3
+    assert caught.value.partial == stream.text == caught.value.partial_result.text
+    await endpoint.wait_for(lambda: endpoint.cancelled == 1)
+
+
+@pytest.mark.parametrize("how", ["call", "stream", "slow stream"])
+async def test_a_call_has_a_total(model, endpoint, how):
+    """Pain 9: no deadline holds for all attempts together."""
+    endpoint.fail(Fault.stall(2 if how == "slow stream" else None, times=100))
+    llm = model(api="chat", deadlines=Deadlines(total=0.05))
+    with pytest.raises(DeadlineError, match=r"not finished within 0\.05 s \(deadline 'total'\)") as caught:
+        await (llm.call("x") if how == "call" else llm.stream("x").result())
+    assert caught.value.deadline == "total"
+    await endpoint.wait_for(lambda: endpoint.in_flight == 0)
+
+
+async def test_a_stream_that_is_too_late_is_tried_again(model, endpoint):
+    """Pain 9: a stream hangs for ever, though another attempt would answer."""
+    llm = model(api="chat", caller=impatient(), deadlines=Deadlines(first_token=0.1))
+    expected = await llm.call("x")
+    endpoint.fail(Fault.stall())
+    assert (await llm.stream("x").result()).text == expected
+
+
+@pytest.mark.parametrize(**MANUAL_CLOCK)
+async def test_the_usual_deadlines():
+    """Pain 9: by default a stream may hang for ever; without a word about it there are 120, 60 and 600 s."""
+    silence = itertools.repeat(3600.0)
+    cases = [
+        ([], "first_token", 120),
+        ([event("a"), 59.0, event("b")], "idle", 60),
+        ([event("a"), *[50.0, event("b")] * 20], "total", 600),
+    ]
+    for pieces, deadline, seconds in cases:
+
+        async def answer(number, body, pieces=pieces):
+            return stream_of(*pieces, endless=silence)
+
+        llm, transport = model_at(answer, max_retries=0)
+        with pytest.raises(DeadlineError) as caught:
+            await llm.stream("x").result()
+        assert (caught.value.deadline, caught.value.seconds) == (deadline, seconds)
+
+
+@pytest.mark.parametrize(**MANUAL_CLOCK)
+@pytest.mark.parametrize("kept_up_by", [b": still here\n\n", event(""), event()], ids=["comments", "empty", "nothing"])
+async def test_signs_of_life_are_no_tokens(kept_up_by):
+    """Pain 9: a stream that only sends comments, or deltas without text, hangs for ever."""
+
+    async def answer(number, body):
+        return stream_of(event("a"), endless=itertools.cycle([1.0, kept_up_by]))
+
+    llm, transport = model_at(answer, deadlines=Deadlines(idle=30))
+    with pytest.raises(DeadlineError) as caught:
+        await llm.stream("x").result()
+    assert caught.value.deadline == "idle"
+    assert caught.value.partial == "a"
+
+
+async def test_a_slow_reader_is_not_the_servers_fault(model):
+    """Pain 9: deadlines are the server's; who reads slowly finds what has come meanwhile, and no error."""
+    async with FakeEndpoint(coalesce=False, reply="word " * 20) as endpoint:
+        llm = model(endpoint_url=endpoint.url, api="chat", max_tokens=20, deadlines=Deadlines(idle=0.02))
+        stream = llm.stream("x")
+        async for _ in stream:
+            if len(stream.text) < 15:
+                await anyio.sleep(0.03)
+        assert stream.text.split() == ["word"] * 20
+
+
+@pytest.mark.parametrize(**MANUAL_CLOCK)
+async def test_a_model_of_ones_own_has_the_total_too():
+    """Pain 9: a stream hangs for ever, in a model that knows nothing of deadlines."""
+
+    class Hanging(LLM):
+        async def _call(self, prompt, options, run):
+            await anyio.sleep_forever()
+
+        async def _stream(self, prompt, options, run):
+            yield GenerationChunk("a")
+            await anyio.sleep_forever()
+
+    llm = Hanging(deadlines=Deadlines(total=10))
+    for attempt in (llm.call("x"), llm.stream("x").result()):
+        began = anyio.current_time()
+        with pytest.raises(DeadlineError, match="total"):
+            await attempt
+        assert anyio.current_time() - began == 10
