@@ -246,7 +246,8 @@ class AsyncCaller:
         self, call: _Call, total: float | None, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]
     ) -> Lease[T]:
         """One bound around everything: one for each attempt and each wait would cost as much each time."""
-        start = _clock.monotonic()
+        loop = _clock.event_loop()
+        start = _clock.time_of(loop)
         deadline = math.inf if total is None else start + total
         if call.options.deadline is not None:
             deadline = min(deadline, call.options.deadline)
@@ -255,7 +256,7 @@ class AsyncCaller:
             with suppress(_clock.Expired):
                 if deadline == math.inf:
                     return await self._attempts_of(call, function, args)
-                return await _clock.run_until(deadline, self._attempts_of, call, function, args)
+                return await _clock.run_until(loop, deadline, self._attempts_of, call, function, args)
         raise DeadlineError(deadline="total", seconds=max(0.0, deadline - start)) from call.cause
 
     async def _attempts_of(self, call: _Call, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> Lease[T]:

@@ -33,7 +33,7 @@ class RunEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", omi
     tags: tuple[str, ...] = ()
     metadata: dict[str, Any] = {}
     time: float = 0.0
-    """When it happened: seconds of the event loop's own clock."""
+    """When it happened: seconds of the machine's steady clock (`time.monotonic`)."""
 
 
 class LLMStartEvent(RunEvent, frozen=True, kw_only=True, tag="llm_start"):

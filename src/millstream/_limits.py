@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from typing import Any
 
 import anyio
+import msgspec
 
 from millstream import _clock
 from millstream._config import check_int, check_number
@@ -119,16 +120,12 @@ def _closed() -> ClosedError:
     return ClosedError("this caller was closed; make a new one")
 
 
-class Entry:
-    """What one request used of a limit."""
+class Entry(msgspec.Struct, gc=False):  # one for each request of a minute: nothing for the collector to look at
+    """What one request used of a limit, and until when that counts."""
 
-    __slots__ = ("amount", "ends", "live", "window")
-
-    def __init__(self, window: _SlidingWindow, amount: float, ends: float) -> None:
-        self.window = window
-        self.amount = amount
-        self.ends = ends
-        self.live = True
+    amount: float
+    ends: float
+    live: bool = True
 
 
 class _SlidingWindow:
@@ -171,7 +168,7 @@ class _SlidingWindow:
 
     def take(self, now: float, amount: float) -> Entry:
         """Use `amount` at `now`, allowed or not."""
-        entry = Entry(self, amount, now + self.seconds)
+        entry = Entry(amount, now + self.seconds)
         self._entries.append(entry)
         self._used += amount
         return entry
@@ -256,13 +253,13 @@ class Permit:
             return
         self._slot = None
         if self._reserved is not None and tokens_used is not None:
-            self._admission.settle(self._reserved, tokens_used)
+            self._admission.settle(self._admission.tokens, self._reserved, tokens_used)
         slot.release()
 
     def give_back(self) -> None:
         """Give everything back: the request was not sent after all. Does nothing after `release`."""
         if self._slot is not None and self._request is not None:
-            self._admission.settle(self._request, 0)
+            self._admission.settle(self._admission.requests, self._request, 0)
         self.release(0)
 
 
@@ -368,10 +365,10 @@ class Admission:
         reserved = None if self.tokens is None else self.tokens.take(now, tokens)
         return Permit(slot, self, request, reserved)
 
-    def settle(self, entry: Entry, used: float) -> None:
-        """What was reserved by `entry` turned out to be `used`. For `Permit` alone."""
-        if used != entry.amount:
-            entry.window.settle(entry, used, self._now())
+    def settle(self, limit: RequestLimit | TokenLimit | None, entry: Entry, used: float) -> None:
+        """What `entry` reserved of `limit` turned out to be `used`. For `Permit` alone."""
+        if limit is not None and used != entry.amount:
+            limit.settle(entry, used, self._now())
             self._wake()
 
     def _wake(self) -> None:
@@ -380,8 +377,8 @@ class Admission:
             self._limits_changed = None
 
     def _now(self) -> float:
-        now = _clock.monotonic()
         loop = _clock.event_loop()
+        now = _clock.time_of(loop)
         if loop is not self._loop:
             origin = _clock.steady_time() - now
             if self._loop is not None:

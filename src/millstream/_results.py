@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -49,15 +49,19 @@ class Usage(msgspec.Struct, frozen=True, rename="camel", gc=False, omit_defaults
         return self.input_tokens + self.output_tokens
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(_add(a, b) for a, b in zip(_usage(self), _usage(other), strict=True)))
+        return Usage.sum((self, other)) or Usage()
+
+    @classmethod
+    def sum(cls, usages: Iterable[Usage | None]) -> Usage | None:
+        """All together; a figure that nobody told stays None, and so does the whole where there is no usage."""
+        told = [usage for usage in usages if usage is not None]
+        columns = zip(*(msgspec.structs.astuple(usage) for usage in told), strict=True)
+        totals = [_total([figure for figure in column if figure is not None]) for column in columns]
+        return cls(*totals) if told else None
 
 
-def _usage(usage: Usage) -> tuple[int | None, ...]:
-    return (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens)
-
-
-def _add(a: int | None, b: int | None) -> int | None:
-    return a if b is None else b if a is None else a + b
+def _total(figures: list[int]) -> int | None:
+    return sum(figures) if figures else None
 
 
 class TopLogprob(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -96,7 +100,7 @@ class ToolCallDelta(msgspec.Struct, frozen=True, rename="camel", gc=False, omit_
     id: str | None = None
 
 
-class Generation(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Generation(msgspec.Struct, frozen=True, rename="camel", gc=False, omit_defaults=True):
     """One output for one prompt."""
 
     text: str
@@ -132,7 +136,7 @@ class GenerationChunk(msgspec.Struct, frozen=True, rename="camel", gc=False, omi
         return self.text
 
 
-class LLMResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class LLMResult(msgspec.Struct, frozen=True, rename="camel", gc=False, omit_defaults=True):
     """Outputs for a list of prompts: ``generations[i][j]`` is output j of prompt i, in the order of the prompts."""
 
     generations: tuple[tuple[Generation, ...], ...]
@@ -159,10 +163,7 @@ class LLMResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True)
     @classmethod
     def join(cls, results: Sequence[LLMResult]) -> LLMResult:
         """One result for several prompts, made of one result each; usage is added up."""
-        usage: Usage | None = None
-        for result in results:
-            if result.usage is not None:
-                usage = result.usage if usage is None else usage + result.usage
+        usage = Usage.sum(result.usage for result in results)
         output = token_usage(usage)
         return cls(tuple(row for result in results for row in result.generations), output, usage)
 

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import gc
 import logging
+import time
 
 import anyio
 import anyio.lowlevel
@@ -188,7 +189,7 @@ def test_end_now_tells_plain_methods_and_schedules_nothing():
     gc.collect()  # a coroutine that nobody awaits would warn
     assert (kind_of(plain), kind_of(awaited)) == ("start error", "")
     assert plain.events[-1].kind == "cancelled"
-    assert plain.events[-1].time == 0.0  # no loop runs here
+    assert plain.events[-1].time >= plain.events[0].time > 0  # no loop is needed for it
 
 
 def test_end_now_closes_what_a_hidden_async_method_began():
@@ -374,15 +375,12 @@ async def test_a_cancelled_run_waits_a_second_for_a_handler_at_the_most():
     assert anyio.current_time() - began == pytest.approx(1.9)
 
 
-@pytest.mark.parametrize("anyio_backend", manual_backends())
-async def test_events_carry_the_loops_time():
+async def test_events_carry_the_steady_time():
     handler = RecordingCallbackHandler()
+    before = time.monotonic()
     run = begin(handler)
-    await anyio.sleep(5)
     await run.on_llm_end(LLMResult.of("x"))
-    start, end = handler.events
-    assert end.time - start.time == pytest.approx(5)
-    assert end.time == pytest.approx(anyio.current_time())
+    assert before <= handler.events[0].time <= handler.events[1].time <= time.monotonic()
 
 
 async def test_a_frozen_handler_is_isolated_too(caplog):

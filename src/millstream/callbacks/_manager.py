@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -184,7 +183,6 @@ class CallbackManagerForLLMRun:
         "_index",
         "_late",
         "_overran",
-        "_time",
         "metadata",
         "parent_run_id",
         "run_id",
@@ -202,7 +200,6 @@ class CallbackManagerForLLMRun:
         self._late: deque[Late] = deque()
         self._overran: set[int] = set()
         self._ended = False
-        self._time = 0.0
         self.wants_tokens = "on_llm_new_token" in self._index
         """Whether anybody listens to tokens: ask before making up a chunk for nobody."""
 
@@ -316,14 +313,12 @@ class CallbackManagerForLLMRun:
             raise fatal
 
     def _facts(self) -> dict[str, Any]:
-        with contextlib.suppress(RuntimeError):  # a finaliser may run where no loop does: the last time that is known
-            self._time = _clock.monotonic()
         return {
             "run_id": self.run_id,
             "parent_run_id": self.parent_run_id,
             "tags": self.tags,
             "metadata": self.metadata,
-            "time": self._time,
+            "time": _clock.steady_time(),
         }
 
     def _error_event(self, error: BaseException) -> LLMErrorEvent | None:
