@@ -29,8 +29,8 @@ async def test_a_stream_without_a_first_token(model, endpoint, api, after_events
 async def test_a_stream_that_falls_silent(model, endpoint, api):
     """Pain 9: a stream hangs for ever, after some tokens."""
     endpoint.fail(Fault.stall(3))
-    stream = model(api=api, deadlines=Deadlines(idle=0.05)).stream("x")
-    with pytest.raises(DeadlineError, match="no further token within 0.05 s") as caught:
+    stream = model(api=api, deadlines=Deadlines(idle=0.03)).stream("x")
+    with pytest.raises(DeadlineError, match="no further token within 0.03 s") as caught:
         async for _ in stream:
             pass
     assert caught.value.deadline == "idle"
@@ -43,8 +43,8 @@ async def test_a_stream_that_falls_silent(model, endpoint, api):
 async def test_a_call_has_a_total(model, endpoint, how):
     """Pain 9: no deadline holds for all attempts together."""
     endpoint.fail(Fault.stall(2 if how == "slow stream" else None, times=100))
-    llm = model(api="chat", deadlines=Deadlines(total=0.05))
-    with pytest.raises(DeadlineError, match=r"not finished within 0\.05 s \(deadline 'total'\)") as caught:
+    llm = model(api="chat", deadlines=Deadlines(total=0.03))
+    with pytest.raises(DeadlineError, match=r"not finished within 0\.03 s \(deadline 'total'\)") as caught:
         await (llm.call("x") if how == "call" else llm.stream("x").result())
     assert caught.value.deadline == "total"
     await endpoint.wait_for(lambda: endpoint.in_flight == 0)
@@ -52,7 +52,7 @@ async def test_a_call_has_a_total(model, endpoint, how):
 
 async def test_a_stream_that_is_too_late_is_tried_again(model, endpoint):
     """Pain 9: a stream hangs for ever, though another attempt would answer."""
-    llm = model(api="chat", caller=impatient(), deadlines=Deadlines(first_token=0.1))
+    llm = model(api="chat", caller=impatient(), deadlines=Deadlines(first_token=0.05))
     expected = await llm.call("x")
     endpoint.fail(Fault.stall())
     assert (await llm.stream("x").result()).text == expected

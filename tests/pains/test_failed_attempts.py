@@ -209,7 +209,8 @@ async def test_without_credit_a_batch_stops(model, endpoint, status):
             break
     sent = len(endpoint.requests)
     assert taken <= 8
-    await anyio.wait_all_tasks_blocked()
+    with anyio.move_on_after(0.03):
+        await endpoint.wait_for(lambda: len(endpoint.requests) > sent)
     assert len(endpoint.requests) == sent
 
 

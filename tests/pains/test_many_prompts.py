@@ -97,8 +97,7 @@ async def test_an_idle_reader_stops_the_input(model, endpoint):
     llm = model(api="chat", max_concurrency=4)
     async with llm.map(prompts()) as outcomes:
         await anext(outcomes)
-        await anyio.wait_all_tasks_blocked()
-        with anyio.move_on_after(0.05):
+        with anyio.move_on_after(0.03):
             await endpoint.wait_for(lambda: len(endpoint.requests) > 9)
         assert len(endpoint.requests) <= 9
         assert read <= 9
@@ -226,7 +225,8 @@ async def test_concurrency_at_a_real_endpoint(model, endpoint):
         tasks.start_soon(llm.generate, ["x"] * 20)
         with anyio.fail_after(5):
             await endpoint.wait_for(lambda: endpoint.generating == 7)
-        await anyio.wait_all_tasks_blocked()
+        with anyio.move_on_after(0.03):
+            await endpoint.wait_for(lambda: len(endpoint.requests) > 7)
         assert len(endpoint.requests) == 7
         tasks.cancel_scope.cancel()
 
