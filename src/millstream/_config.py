@@ -320,8 +320,13 @@ def cached_tokenizer(model: str) -> Path | None:
     """The ``tokenizer.json`` of a model in the Hub's cache on this machine, None without one. Nothing is fetched."""
     cache = os.environ.get("HF_HUB_CACHE")
     folder = Path(os.path.expandvars(cache)).expanduser() if cache else _hub_home() / "hub"
-    snapshots = folder / f"models--{model.partition(':')[0].replace('/', '--')}" / "snapshots"
-    return next(iter(sorted(snapshots.glob("*/tokenizer.json"))), None)
+    at = folder / f"models--{model.partition(':')[0].replace('/', '--')}"
+    found = sorted((at / "snapshots").glob("*/tokenizer.json"))
+    try:
+        current = (at / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        current = ""
+    return next((path for path in found if path.parent.name == current), found[0] if found else None)
 
 
 def environment_ca() -> tuple[str | None, str | None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 import msgspec
 
-from millstream import _config
+from millstream import _clock, _config
 from millstream._config import CallOptions, CallOverrides, Deadlines, refuse_unknown
 from millstream._errors import (
     BadRequestError,
@@ -31,7 +31,7 @@ from millstream._llm import BaseLLM, BaseLLMParams
 from millstream._origin import parse_url
 from millstream._prompts import BasePromptValue
 from millstream._results import LLMResult
-from millstream._routes import APIS, Api, RouteSpec, check_model, routes_for
+from millstream._routes import APIS, Api, RouteSpec, check_model, routes_for, sibling_path
 from millstream._secret import Secret
 from millstream._streams import ChunkSource
 from millstream._tokens import TokenCounter
@@ -39,6 +39,7 @@ from millstream._transport._seam import Request, Route, Transport
 from millstream._transport.choice import choose_transport
 from millstream._version import __version__
 from millstream._wire import DIALECTS
+from millstream._wire.errors import decode_error
 from millstream.callbacks import CallbackManagerForLLMRun
 
 if TYPE_CHECKING:
@@ -310,19 +311,24 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         if not isinstance(text, str):
             raise OptionTypeError(f"tokens are counted of text (str), not of {type(text).__name__}")
         if self._counter is None:
-            self._counter = TokenCounter(self.model, self._params.get("tokenizer"))
+            self._counter = TokenCounter(
+                self.model if self.endpoint_url is None else self._named_model, self._params.get("tokenizer")
+            )
         ask = None if self.endpoint_url is None else self._post_beside
         return await self._counter.count(text, ask)
 
     async def _post_beside(self, name: str, body: bytes) -> bytes | None:
         """The answer of another route of the server (``tokenize``), None where it has no such route."""
-        from millstream._routes import sibling_path  # noqa: PLC0415
-
         await self._prepare()
         route = self._routes[0]
         at = self._prepared(route, sibling_path(route, name), "application/json")
         response = await self._transport_for(route).send(Request(at, body))
-        return response.body if response.status == 200 else None
+        if response.status == 200:
+            return response.body
+        if response.status in (429, 500, 502, 503, 504):
+            host, now = route.origin.host, _clock.wall_time()
+            raise decode_error(response.status, response.header, response.body, host=host, now=now)
+        return None
 
     # -- describing -------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from millstream._errors import (
     OptionTypeError,
     OptionValueError,
     ProtocolError,
+    StatusError,
     TransportError,
 )
 from millstream._language_model import TokenCount, estimate_tokens
@@ -28,10 +29,12 @@ AskServer = Callable[[str, bytes], Awaitable[bytes | None]]
 class TokenCounter:
     """The best count to be had: a ``tokenizer.json``, the server's ``/tokenize``, an estimate; in this order."""
 
-    def __init__(self, model: str, tokenizer: str | os.PathLike[str] | None) -> None:
+    def __init__(self, model: str | None, tokenizer: str | os.PathLike[str] | None) -> None:
         if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
             raise OptionTypeError(f"tokenizer is the path of a tokenizer.json, not {type(tokenizer).__name__}")
-        path = Path(tokenizer) if tokenizer is not None else _config.cached_tokenizer(model)
+        path = Path(tokenizer) if tokenizer is not None else None
+        if path is None and model is not None:
+            path = _config.cached_tokenizer(model)
         self._tokenizer = _load(path, required=tokenizer is not None) if path is not None else None
         self._server_counts = True
 
@@ -46,7 +49,7 @@ class TokenCounter:
         if ask is not None and self._server_counts:
             try:
                 answer = await ask("tokenize", _question(text))
-            except (TransportError, DeadlineError, ProtocolError):
+            except (TransportError, DeadlineError, ProtocolError, StatusError):
                 return estimate_tokens(text)  # this time; the next count asks again
             count = None if answer is None else _count_in(answer)
             if count is not None:

@@ -19,6 +19,7 @@ from millstream import (
 from millstream.testing import FakeEndpoint
 
 from ..support.servers import CLOSE, answer, in_turn, serve, unused_port
+from ..support.transports import Answer, ScriptedTransport
 
 TEXT = "the mill and the stream"  # five words; seven by the tokenizer below
 
@@ -209,3 +210,11 @@ async def test_a_key_that_is_missing():
     async with HuggingFaceInference(endpoint_url="https://abc.endpoints.huggingface.cloud") as llm:
         with pytest.raises(MissingKeyError):
             await llm.get_num_tokens("x")
+
+
+async def test_a_server_that_is_full_is_asked_again():
+    transport = ScriptedTransport(Answer.json({"error": "full"}, 503), Answer.json({"tokens": [1, 2, 3]}))
+    llm = HuggingFaceInference(endpoint_url="http://llm.invalid", transport=transport)
+    first, second = await llm.get_num_tokens("x" * 40), await llm.get_num_tokens("x" * 40)
+    assert (first, first.exact) == (10, False)
+    assert (second, second.exact) == (3, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 import ssl
 import warnings
@@ -202,4 +203,8 @@ def reason_of(error: BaseException | None) -> str:
 
 
 def _told(error: BaseException) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:200]
+    # The system's own word first: asyncio writes "Connect call failed" over it.
+    word = getattr(error, "strerror", None)
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError | socket.gaierror):
+        word = os.strerror(error.errno)
+    return (word or str(error) or type(error).__name__)[:200]
