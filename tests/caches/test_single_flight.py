@@ -290,7 +290,7 @@ def test_what_a_dead_loop_has_left_is_not_waited_for(order):
         assert len(flights) == 1
 
     async def again():
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             return await flights.run("k", Origin().fetch)
 
     run = [lambda function, each=each: each(function()) if each is asyncio.run else each(function) for each in order]

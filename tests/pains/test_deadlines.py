@@ -29,8 +29,8 @@ async def test_a_stream_without_a_first_token(model, endpoint, api, after_events
 async def test_a_stream_that_falls_silent(model, endpoint, api):
     """Pain 9: a stream hangs for ever, after some tokens."""
     endpoint.fail(Fault.stall(3))
-    stream = model(api=api, deadlines=Deadlines(idle=0.03)).stream("x")
-    with pytest.raises(DeadlineError, match="no further token within 0.03 s") as caught:
+    stream = model(api=api, deadlines=Deadlines(idle=0.15)).stream("x")
+    with pytest.raises(DeadlineError, match="no further token within 0.15 s") as caught:
         async for _ in stream:
             pass
     assert caught.value.deadline == "idle"
@@ -52,7 +52,7 @@ async def test_a_call_has_a_total(model, endpoint, how):
 
 async def test_a_stream_that_is_too_late_is_tried_again(model, endpoint):
     """Pain 9: a stream hangs for ever, though another attempt would answer."""
-    llm = model(api="chat", caller=impatient(), deadlines=Deadlines(first_token=0.05))
+    llm = model(api="chat", caller=impatient(), deadlines=Deadlines(first_token=0.3))
     expected = await llm.call("x")
     endpoint.fail(Fault.stall())
     assert (await llm.stream("x").result()).text == expected
@@ -96,11 +96,11 @@ async def test_signs_of_life_are_no_tokens(kept_up_by):
 async def test_a_slow_reader_is_not_the_servers_fault(model):
     """Pain 9: deadlines are the server's; who reads slowly finds what has come meanwhile, and no error."""
     async with FakeEndpoint(coalesce=False, reply="word " * 20) as endpoint:
-        llm = model(endpoint_url=endpoint.url, api="chat", max_tokens=20, deadlines=Deadlines(idle=0.02))
+        llm = model(endpoint_url=endpoint.url, api="chat", max_tokens=20, deadlines=Deadlines(idle=0.2))
         stream = llm.stream("x")
         async for _ in stream:
             if len(stream.text) < 15:
-                await anyio.sleep(0.03)
+                await anyio.sleep(0.25)
         assert stream.text.split() == ["word"] * 20
 
 

@@ -67,7 +67,7 @@ async def test_an_error_without_a_status_tells_all(model, endpoint, api):
     endpoint.headers = {"x-request-id": "req-7"}
     for fault in (Fault.disconnect(), Fault.stall(0), Fault.garbage(), Fault.truncate(0)):
         endpoint.faults = lambda number, fault=fault: fault
-        llm = model(api=api, caller=impatient(max_retries=1), deadlines=Deadlines(first_token=0.02))
+        llm = model(api=api, caller=impatient(max_retries=1), deadlines=Deadlines(first_token=0.2))
         with pytest.raises(MillstreamError) as caught:
             await llm.stream("x").result()
         error = caught.value

@@ -12,6 +12,6 @@ def assert_quiet(transport):
 
 async def settle(condition):
     """Let the loop run until something that is under way has happened."""
-    with anyio.fail_after(2):
+    with anyio.fail_after(30):
         while not condition():
             await anyio.sleep(0.001)

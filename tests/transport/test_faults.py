@@ -134,11 +134,11 @@ async def test_each_piece_of_a_whole_body_moves_the_read_deadline(pool):
         await peer.request()
         await peer.send(HEAD)
         for _ in range(10):
-            await anyio.sleep(0.01)
+            await anyio.sleep(0.06)
             await peer.send(b"x")
 
     async with serve(slow) as server, pool() as transport:
-        response = await transport.send(server.request(timeouts=Timeouts(read=0.06)))
+        response = await transport.send(server.request(timeouts=Timeouts(read=0.5)))
         assert response.body == b"x" * 10
 
 
@@ -157,7 +157,7 @@ async def test_the_read_deadline_begins_when_the_request_is_sent(pool):
     def read_late():
         connection, _ = deaf.accept()
         with connection:
-            threading.Event().wait(0.15)
+            threading.Event().wait(0.6)
             left = size
             while left > 0 and (data := connection.recv(1_000_000)):
                 left -= len(data)
@@ -168,7 +168,7 @@ async def test_the_read_deadline_begins_when_the_request_is_sent(pool):
         thread.start()
         async with pool() as transport:
             route = Route("POST", Origin("http", "127.0.0.1", deaf.getsockname()[1]), "/")
-            assert (await transport.send(Request(route, b"x" * size, timeouts=Timeouts(read=0.12)))).status == 200
+            assert (await transport.send(Request(route, b"x" * size, timeouts=Timeouts(read=0.5)))).status == 200
         thread.join()
 
 

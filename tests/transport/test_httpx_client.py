@@ -324,7 +324,7 @@ class TestStream:
                         await answer.stream.receive()
                     finally:
                         await answer.stream.aclose()
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 await gone.wait()
             with pytest.raises(ClosedError):
                 await answer.stream.receive()

@@ -274,7 +274,7 @@ class TestStreams:
         async with both() as (server, client):
             async with client.stream("GET", "/endless"):
                 pass
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 await server.gone.wait()
             assert (await client.get("/")).status_code == 200
             assert server.connections == 2
@@ -286,7 +286,7 @@ class TestStreams:
                 async with client.stream("GET", "/endless") as answer:
                     async for _ in answer.aiter_bytes():
                         scope.cancel()
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 await server.gone.wait()
             assert (pool.statistics().open, pool.statistics().opening) == (0, 0)
         await pool.aclose()
