@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from millstream import _clock
 from millstream._assembly import chunks_of
@@ -20,7 +22,8 @@ from millstream._wire.errors import decode_error
 
 __all__ = ["Exchange", "HttpChunkSource"]
 
-_NO_DEADLINES = Deadlines()
+_USUAL_DEADLINES = Deadlines()
+_MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
 class Exchange:
@@ -60,7 +63,7 @@ class Exchange:
             ProtocolError: the answer is none of this dialect's.
             DeadlineError, TransportError: the way there failed.
         """
-        deadlines = options.deadlines or _NO_DEADLINES
+        deadlines = options.deadlines or _USUAL_DEADLINES
         timeouts = Timeouts(deadlines.connect, deadlines.write, None, None)
         body = self.dialect.encode(prompt, options, model=self._model, stream=False)
         response: Response | None = None
@@ -73,12 +76,12 @@ class Exchange:
 
     async def open(self, prompt: BasePromptValue, options: CallOptions) -> HttpChunkSource:
         """Send a prompt and give its chunks as they come. Raises what `ask` raises."""
-        deadlines = options.deadlines or _NO_DEADLINES
-        timeouts = Timeouts(deadlines.connect, deadlines.write, deadlines.first_token, None)
+        deadlines = options.deadlines or _USUAL_DEADLINES
         body = self.dialect.encode(prompt, options, model=self._model, stream=True)
-        sent_at = _clock.monotonic()
+        loop = _clock.event_loop()
+        sent_at = _clock.time_of(loop)
         try:
-            response = await self._send(self._streamed, body, timeouts, stream=True)
+            response = await self._send_streamed(loop, sent_at, body, deadlines)
         except DeadlineError as error:
             named = _named(error, "first_token", deadlines.first_token)
             self.add_facts(named, None)
@@ -99,7 +102,19 @@ class Exchange:
             raise
         return source
 
-    async def _send(self, route: Route, body: bytes, timeouts: Timeouts, *, stream: bool) -> Response:
+    async def _send_streamed(self, loop: Any, sent_at: float, body: bytes, deadlines: Deadlines) -> Response:
+        # A transport has one timeout for the head and for each piece after it: the longer one, since `HttpChunkSource`
+        # keeps both. Only the head needs a bound of its own then.
+        first, idle = deadlines.first_token, deadlines.idle
+        read = None if first is None or idle is None else max(first, idle)
+        timeouts = Timeouts(deadlines.connect, deadlines.write, read, None)
+        if first is None or first == read:
+            return await self._send(self._streamed, body, timeouts, stream=True)
+        with suppress(_clock.Expired):
+            return await _clock.run_until(loop, sent_at + first, self._send, self._streamed, body, timeouts, True)
+        raise DeadlineError(deadline="read")
+
+    async def _send(self, route: Route, body: bytes, timeouts: Timeouts, stream: bool) -> Response:
         """Send a request; where the server wants it in other words, say it so, and so from then on.
 
         Raises:
@@ -271,6 +286,3 @@ async def _whole(stream: BodyStream) -> bytes:
             raise ProtocolError(f"the answer is larger than {_MAX_BODY_BYTES} bytes")
     await stream.aclose()
     return b"".join(parts)
-
-
-_MAX_BODY_BYTES = 64 * 1024 * 1024

@@ -75,8 +75,12 @@ class MemoryStream:
     def __init__(self, pieces: Iterable[bytes | float]) -> None:
         self._pieces = iter(pieces)
         self.closed = self.aborted = False
+        self.read: float | None = None
+        """`Timeouts.read` of the request, which holds for each piece."""
 
     async def receive(self, deadline: float = math.inf) -> bytes:
+        if self.read is not None:
+            deadline = min(deadline, anyio.current_time() + self.read)
         for piece in self._pieces:
             if isinstance(piece, bytes):
                 return piece
@@ -127,6 +131,8 @@ class MemoryTransport:
                 response = await self._answer(number, self.bodies[number])
                 if request.stream and response.stream is None:
                     response.stream = MemoryStream([response.body])
+                if isinstance(response.stream, MemoryStream):
+                    response.stream.read = request.timeouts.read
                 return response
             raise DeadlineError(deadline="read", seconds=request.timeouts.read)
         finally:

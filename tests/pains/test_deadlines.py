@@ -18,7 +18,10 @@ async def test_a_stream_without_a_first_token(model, endpoint, api, after_events
     """Pain 9: a stream hangs for ever."""
     endpoint.fail(Fault.stall(after_events))
     llm = model(api=api, max_retries=0, deadlines=Deadlines(first_token=0.02))
-    with pytest.raises(DeadlineError, match=r"no first token within 0\.02 s \(deadline 'first_token'\)") as caught:
+    with (
+        anyio.fail_after(10),
+        pytest.raises(DeadlineError, match=r"no first token within 0\.02 s \(deadline 'first_token'\)") as caught,
+    ):
         async for _ in llm.stream("x"):
             pass
     assert (caught.value.deadline, caught.value.seconds) == ("first_token", 0.02)
@@ -30,7 +33,7 @@ async def test_a_stream_that_falls_silent(model, endpoint, api):
     """Pain 9: a stream hangs for ever, after some tokens."""
     endpoint.fail(Fault.stall(3))
     stream = model(api=api, deadlines=Deadlines(idle=0.15)).stream("x")
-    with pytest.raises(DeadlineError, match="no further token within 0.15 s") as caught:
+    with anyio.fail_after(10), pytest.raises(DeadlineError, match="no further token within 0.15 s") as caught:
         async for _ in stream:
             pass
     assert caught.value.deadline == "idle"
@@ -44,7 +47,10 @@ async def test_a_call_has_a_total(model, endpoint, how):
     """Pain 9: no deadline holds for all attempts together."""
     endpoint.fail(Fault.stall(2 if how == "slow stream" else None, times=100))
     llm = model(api="chat", deadlines=Deadlines(total=0.03))
-    with pytest.raises(DeadlineError, match=r"not finished within 0\.03 s \(deadline 'total'\)") as caught:
+    with (
+        anyio.fail_after(10),
+        pytest.raises(DeadlineError, match=r"not finished within 0\.03 s \(deadline 'total'\)") as caught,
+    ):
         await (llm.call("x") if how == "call" else llm.stream("x").result())
     assert caught.value.deadline == "total"
     await endpoint.wait_for(lambda: endpoint.in_flight == 0)
@@ -73,9 +79,49 @@ async def test_the_usual_deadlines():
             return stream_of(*pieces, endless=silence)
 
         llm, transport = model_at(answer, max_retries=0)
-        with pytest.raises(DeadlineError) as caught:
+        with anyio.fail_after(10_000), pytest.raises(DeadlineError) as caught:
             await llm.stream("x").result()
         assert (caught.value.deadline, caught.value.seconds) == (deadline, seconds)
+
+
+@pytest.mark.parametrize(**MANUAL_CLOCK)
+@pytest.mark.parametrize(
+    ("deadlines", "pieces", "deadline", "seconds"),
+    [
+        (Deadlines(first_token=5, idle=30), [29.0, event("b")], "idle", 30),
+        (Deadlines(first_token=5, idle=None), [500.0, event("b")], "total", 600),
+        (Deadlines(first_token=None, idle=30), [29.0, event("b")], "idle", 30),
+    ],
+    ids=["a shorter one for the first", "none between", "none for the first"],
+)
+async def test_the_first_token_and_the_others_have_deadlines_of_their_own(deadlines, pieces, deadline, seconds):
+    """Pain 9: deadlines are not the ones that were set."""
+
+    async def answer(number, body):
+        await anyio.sleep(4)
+        return stream_of(event("a"), *pieces, endless=itertools.repeat(3600.0))
+
+    llm, _ = model_at(answer, deadlines=deadlines)
+    stream = llm.stream("x")
+    with pytest.raises(DeadlineError) as caught:
+        await stream.result()
+    assert (caught.value.deadline, caught.value.seconds) == (deadline, seconds)
+    assert stream.text == "ab"
+
+
+@pytest.mark.parametrize(**MANUAL_CLOCK)
+@pytest.mark.parametrize("idle", [1, 30, None])
+async def test_the_first_token_is_waited_for_as_long_as_was_said(idle):
+    """Pain 9: the same for an answer that never begins."""
+
+    async def answer(number, body):
+        await anyio.sleep_forever()
+
+    llm, _ = model_at(answer, max_retries=0, deadlines=Deadlines(first_token=5, idle=idle))
+    began = anyio.current_time()
+    with pytest.raises(DeadlineError, match="no first token within 5 s"):
+        await llm.stream("x").result()
+    assert anyio.current_time() - began == 5
 
 
 @pytest.mark.parametrize(**MANUAL_CLOCK)
@@ -87,7 +133,7 @@ async def test_signs_of_life_are_no_tokens(kept_up_by):
         return stream_of(event("a"), endless=itertools.cycle([1.0, kept_up_by]))
 
     llm, transport = model_at(answer, deadlines=Deadlines(idle=30))
-    with pytest.raises(DeadlineError) as caught:
+    with anyio.fail_after(10_000), pytest.raises(DeadlineError) as caught:
         await llm.stream("x").result()
     assert caught.value.deadline == "idle"
     assert caught.value.partial == "a"
@@ -99,7 +145,7 @@ async def test_a_slow_reader_is_not_the_servers_fault(model):
         llm = model(endpoint_url=endpoint.url, api="chat", max_tokens=20, deadlines=Deadlines(idle=0.2))
         stream = llm.stream("x")
         async for _ in stream:
-            if len(stream.text) < 15:
+            if len(stream.text) < 5:
                 await anyio.sleep(0.25)
         assert stream.text.split() == ["word"] * 20
 
@@ -119,6 +165,6 @@ async def test_a_model_of_ones_own_has_the_total_too():
     llm = Hanging(deadlines=Deadlines(total=10))
     for attempt in (llm.call("x"), llm.stream("x").result()):
         began = anyio.current_time()
-        with pytest.raises(DeadlineError, match="total"):
+        with anyio.fail_after(10_000), pytest.raises(DeadlineError, match="total"):
             await attempt
         assert anyio.current_time() - began == 10
