@@ -185,13 +185,36 @@ class CallOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return made if options is None else options.merged(made)
 
 
+_WORDS_OF_OTHERS = {
+    "token": "api_key",
+    "stop": "stop_sequences",
+    "base_url": "endpoint_url",
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+}
+"""What other clients call an option, and we another that no spelling would lead to."""
+
+_OTHER_WAYS = {
+    "timeout": "say deadlines=Deadlines(total=seconds)",
+    "stream": "use llm.stream(prompt)",
+    "model": "it belongs to the model object: make a model of its own for each",
+}
+"""What is no option here at all, and what does it."""
+
+
 def refuse_unknown(given: Iterable[str], known: Sequence[str], what: str) -> None:
     """Raise `UnknownOptionError` for the first of `given` that is not `known`, naming the nearest that is."""
     for name in given:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(sorted(known))}"
-            raise UnknownOptionError(f"there is no {what} {name!r}{hint}")
+            raise UnknownOptionError(f"there is no {what} {name!r}; {_instead_of(name, known)}")
+
+
+def _instead_of(name: str, known: Sequence[str]) -> str:
+    if name in _OTHER_WAYS:
+        return _OTHER_WAYS[name]
+    ours = _WORDS_OF_OTHERS.get(name)
+    nearest = [ours] if ours in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(sorted(set(known)))}"
 
 
 def _stop_texts(stop: Any) -> tuple[str, ...]:
@@ -219,6 +242,27 @@ def _check_mapping(name: str, value: Any) -> None:
         raise OptionTypeError(f"{name} is a mapping, not {type(value).__name__}")
 
 
+def check_bool(name: str, value: Any) -> bool:
+    """A switch, which ``"no"`` and ``"false"`` are not: they would turn it on."""
+    if not isinstance(value, bool):
+        raise OptionTypeError(f"{name} is True or False, not {value!r}")
+    return value
+
+
+def check_tags(tags: Any) -> tuple[str, ...]:
+    """Tags as a tuple, none for None."""
+    if tags is None:
+        return ()
+    if isinstance(tags, str):
+        raise OptionTypeError(f"tags is a list of texts: [{tags!r}], not {tags!r}")
+    if isinstance(tags, bytes) or not isinstance(tags, Iterable):
+        raise OptionTypeError(f"tags is a list of texts, not {type(tags).__name__}")
+    made = tuple(tags)
+    if not all(isinstance(tag, str) for tag in made):
+        raise OptionTypeError("tags is a list of texts, and one of these is none")
+    return made
+
+
 def _check_number(
     name: str, value: Any, *, low: float | None = None, above: float | None = None, high: float | None = None
 ) -> None:
@@ -235,8 +279,8 @@ def _check_number(
         _refuse_value(name, value, f"at least {lowest:g}" + (f" and at most {high:g}" if high is not None else ""))
 
 
-def _check_int(name: str, value: Any, *, low: int, high: int | None = None) -> None:
-    if value is None:
+def _check_int(name: str, value: Any, *, low: int, high: int | None = None, optional: bool = True) -> None:
+    if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise OptionTypeError(f"{name} is a whole number, not {type(value).__name__}")
@@ -249,6 +293,7 @@ def _refuse_value(name: str, value: Any, allowed: str) -> NoReturn:
 
 
 check_int = _check_int
+check_mapping = _check_mapping
 check_number = _check_number
 
 # -- the environment -------------------------------------------------------------------------------------------------

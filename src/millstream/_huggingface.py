@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 import msgspec
 
 from millstream import _clock, _config
-from millstream._config import CallOptions, CallOverrides, Deadlines, refuse_unknown
+from millstream._config import CallOptions, CallOverrides, Deadlines, check_bool, refuse_unknown
 from millstream._errors import (
     BadRequestError,
     ClosedError,
@@ -36,7 +36,7 @@ from millstream._secret import Secret
 from millstream._streams import ChunkSource
 from millstream._tokens import TokenCounter
 from millstream._transport._seam import Request, Route, Transport
-from millstream._transport.choice import choose_transport
+from millstream._transport.choice import choose_transport, is_transport
 from millstream._version import __version__
 from millstream._wire import DIALECTS
 from millstream._wire.errors import decode_error
@@ -121,7 +121,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         self._named_model = model
         self.model = DEFAULT_MODEL if model is None else model
         check_model(self.model)
-        self.endpoint_url: str | None = given.get("endpoint_url") or _config.environment_endpoint()
+        self.endpoint_url = _endpoint(given.get("endpoint_url"))
         self.provider: str | None = given.get("provider")
         self.api: Api = given.get("api", "auto")
         self.options = CallOptions(
@@ -132,7 +132,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         self._implicit_key = True
         self._routes = self._check_routes()
         self._headers = _headers(given.get("headers"), given.get("bill_to"))
-        _check_one_way({**given, "proxy": self._proxy})
+        _check_ways({**given, "proxy": self._proxy})
         self._transport: Transport | None = None
         self._exchanges: list[Exchange] = []
         self._counter: TokenCounter | None = None
@@ -403,10 +403,30 @@ def _headers(headers: Any, bill_to: Any) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found if name.lower() not in given] + list(headers.items())
 
 
-def _check_one_way(given: dict[str, Any]) -> None:
+def _endpoint(given: str | None) -> str | None:
+    if given == "":  # an unset variable, most often; prompts must not go elsewhere for it
+        raise OptionValueError("endpoint_url is empty; leave it out for Hugging Face's Inference Providers")
+    return _config.environment_endpoint() if given is None else given
+
+
+def _check_ways(given: dict[str, Any]) -> None:
+    """What carries the requests. Here, though it is made with the first one: a mistake is best told where it is."""
     ways = [name for name in ("transport", "http_client", "proxy") if given.get(name) is not None]
     if len(ways) > 1:
         raise OptionValueError(f"{' and '.join(ways)}: only one of them can carry the requests")
+    for name in ways:
+        if name != "proxy" and not is_transport(given[name]):
+            wanted = "a Transport or an httpx.AsyncBaseTransport" if name == "transport" else "an httpx.AsyncClient"
+            raise OptionTypeError(f"{name} is {wanted}, not {type(given[name]).__name__}")
+    for name in ("allow_http_key", "http2"):
+        check_bool(name, given.get(name, False))
+    if not isinstance(given.get("verify", True), bool | str):
+        raise OptionTypeError(
+            "verify is True, or the path (str) of a file of certificates, or False for tests, "
+            f"not {type(given['verify']).__name__}"
+        )
+    if not isinstance(given.get("tokenizer") or "", str | os.PathLike):
+        raise OptionTypeError(f"tokenizer is the path of a tokenizer.json, not {type(given['tokenizer']).__name__}")
     if given.get("deadlines") is not None and not isinstance(given["deadlines"], Deadlines):
         raise OptionTypeError(f"deadlines is a Deadlines(...), not {type(given['deadlines']).__name__}")
 

@@ -53,7 +53,7 @@ class Slots:
     __slots__ = ("_waiters", "closed", "in_flight", "limit")
 
     def __init__(self, limit: int) -> None:
-        check_int("max_concurrency", limit, low=1)
+        check_int("max_concurrency", limit, low=1, optional=False)
         self.limit = limit
         self.in_flight = 0
         self.closed = False

@@ -11,7 +11,15 @@ from typing import Any, Self, TypedDict, Unpack
 import anyio
 
 from millstream._caller import AsyncCaller
-from millstream._config import CallOptions, CallOverrides, Deadlines, refuse_unknown
+from millstream._config import (
+    CallOptions,
+    CallOverrides,
+    Deadlines,
+    check_bool,
+    check_mapping,
+    check_tags,
+    refuse_unknown,
+)
 from millstream._errors import ClosedError, MillstreamError, OptionTypeError, OptionValueError
 from millstream._fanout import Send, fan_out
 from millstream._language_model import BaseLanguageModel, Stop
@@ -32,9 +40,9 @@ class BaseLLMParams(TypedDict, total=False):
     """Handlers for every run of this model; None: none."""
     verbose: bool
     """Print prompts and answers (False)."""
-    tags: Sequence[str]
-    metadata: Mapping[str, Any]
-    """Told with every event of this model."""
+    tags: Sequence[str] | None
+    metadata: Mapping[str, Any] | None
+    """Told with every event of this model; None: none."""
     cache: BaseCache | bool | None
     """Where answers are kept: True for the shared `InMemoryCache.global_()`, None for nowhere."""
     caller: AsyncCaller | None
@@ -64,9 +72,11 @@ class BaseLLM(BaseLanguageModel):
     def __init__(self, **params: Unpack[BaseLLMParams]) -> None:
         refuse_unknown(params, _BASE_FIELDS, f"{type(self).__name__} option")
         self.callbacks: Callbacks = params.get("callbacks")
-        self.verbose = bool(params.get("verbose", False))
-        self.tags = tuple(params.get("tags", ()))
-        self.metadata = dict(params.get("metadata", {}))
+        CallbackManager.configure(self.callbacks)  # raises here what each call would raise
+        self.verbose = check_bool("verbose", params.get("verbose", False))
+        self.tags = check_tags(params.get("tags"))
+        check_mapping("metadata", params.get("metadata"))
+        self.metadata = dict(params.get("metadata") or {})
         self.cache = _cache(params.get("cache"))
         self.caller = _caller(params)
         self._owns_caller = params.get("caller") is None

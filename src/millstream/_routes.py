@@ -108,11 +108,11 @@ def check_model(model: str) -> None:
     if not isinstance(model, str):
         raise OptionTypeError(f"model is text (str), not {type(model).__name__}")
     for segment in model.split("/"):
-        _check_segment("model", segment)
+        _check_segment("model", segment, of=model)
 
 
-def _check_segment(what: str, segment: str) -> None:
+def _check_segment(what: str, segment: str, of: str | None = None) -> None:
     if not isinstance(segment, str):
         raise OptionTypeError(f"{what} is text (str), not {type(segment).__name__}")
     if segment in ("", ".", "..") or any(c in "/?#\\% " or not c.isprintable() for c in segment):
-        raise OptionValueError(f"{segment!r} can't be (part of) a {what}'s name")
+        raise OptionValueError(f"{(segment if of is None else of)!r} can't be a {what}'s name")

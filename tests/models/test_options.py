@@ -37,6 +37,78 @@ def test_an_unknown_keyword_is_a_type_error_that_names_the_nearest(name, nearest
         HuggingFaceInference(**{name: 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("timeout", "deadlines=Deadlines"),
+        ("token", "'api_key'"),
+        ("stop", "'stop_sequences'"),
+        ("base_url", "'endpoint_url'"),
+        ("max_new_tokens", "'max_tokens'"),
+        ("maxConcurrency", "'max_concurrency'"),
+    ],
+)
+def test_the_words_of_others_for_it(name, instead):
+    with pytest.raises(UnknownOptionError, match=f"no HuggingFaceInference option '{name}'.*{instead}"):
+        HuggingFaceInference(**{name: 1})
+
+
+async def test_the_words_of_others_in_a_call():
+    llm = HuggingFaceInference(endpoint_url=URL)
+    for name, instead in (
+        ("stream", r"llm\.stream\("),
+        ("model", "model of its own"),
+        ("timeout", "deadlines=Deadlines"),
+    ):
+        with pytest.raises(UnknownOptionError, match=f"no option '{name}'.*{instead}"):
+            await llm.call("x", **{name: 1})
+
+
+def test_where_nothing_is_near_each_option_is_named_once():
+    with pytest.raises(UnknownOptionError) as caught:
+        HuggingFaceInference(xyzzy=1)
+    known = str(caught.value).partition("known are ")[2].split(", ")
+    assert known == sorted(set(known))
+    assert "max_tokens" in known
+
+
+AT_ONCE = [
+    ("callbacks", 5), ("callbacks", [print]), ("tags", "abc"), ("tags", 5), ("tags", [1]), ("metadata", [1]),
+    ("verbose", "no"), ("allow_http_key", "false"), ("http2", "yes"), ("verify", 3), ("verify", None),
+    ("transport", 5), ("http_client", 5), ("max_concurrency", None), ("proxy", 5), ("tokenizer", 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), AT_ONCE, ids=repr)
+def test_wrong_types_are_refused_before_there_is_a_model(name, value):
+    with pytest.raises(
+        OptionTypeError, match={"callbacks": "handler", "proxy": "proxy's URL"}.get(name, name)
+    ) as caught:
+        HuggingFaceInference(**{"endpoint_url": URL, name: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_no_tags_and_no_metadata():
+    llm = HuggingFaceInference(endpoint_url=URL, tags=None, metadata=None)
+    assert (llm.tags, llm.metadata) == ((), {})
+
+
+def test_an_empty_endpoint_is_not_hugging_face():
+    with pytest.raises(OptionValueError, match="endpoint_url is empty; leave it out"):
+        HuggingFaceInference(endpoint_url="")
+
+
+def test_a_url_is_no_model():
+    with pytest.raises(OptionValueError, match="'https://huggingface.co/gpt2' can't be a model's name"):
+        HuggingFaceInference("https://huggingface.co/gpt2")
+
+
+async def test_a_file_of_certificates_that_is_missing():
+    async with HuggingFaceInference(endpoint_url="https://127.0.0.1:9", verify="/no/such.pem", max_retries=0) as llm:
+        with pytest.raises(OptionValueError, match=r"verify.*/no/such\.pem"):
+            await llm.call("x")
+
+
 async def test_an_unknown_keyword_of_a_call():
     llm = HuggingFaceInference(endpoint_url=URL)
     with pytest.raises(UnknownOptionError, match="did you mean 'temperature'"):

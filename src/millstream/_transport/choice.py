@@ -12,7 +12,12 @@ from millstream._transport.pool import PoolTransport
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["choose_transport"]
+__all__ = ["choose_transport", "is_transport"]
+
+
+def is_transport(brought: Any) -> bool:
+    """Whether `brought` can carry requests: one of ours by its one method, or something of httpx's."""
+    return any(callable(getattr(brought, name, None)) for name in ("send", "handle_async_request", "build_request"))
 
 
 def choose_transport(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from millstream import _clock
+from millstream._config import check_tags
 from millstream._errors import OptionTypeError
 from millstream._events import (
     AttemptEvent,
@@ -61,7 +62,7 @@ class CallbackManager:
         self._handlers: tuple[BaseCallbackHandler, ...] = ()
         self._index: Index = {}
         self._set_handlers(_distinct(_checked(handlers)))
-        self.tags = tuple(dict.fromkeys(_tags(tags)))
+        self.tags = tuple(dict.fromkeys(check_tags(tags)))
         self.metadata: dict[str, Any] = dict(metadata or {})
         self.parent_run_id = parent_run_id
 
@@ -134,7 +135,7 @@ class CallbackManager:
             handlers = (*handlers, ConsoleCallbackHandler())
         merged = cls(
             handlers,
-            tags=(*first.tags, *second.tags, *_tags(tags)),
+            tags=(*first.tags, *second.tags, *check_tags(tags)),
             metadata={**first.metadata, **second.metadata, **(metadata or {})},
             parent_run_id=parent_run_id or second.parent_run_id or first.parent_run_id,
         )
@@ -219,7 +220,7 @@ class CallbackManagerForLLMRun:
         """A manager of the same handlers whose runs are parts of this one. They should end before it does."""
         return CallbackManager(
             self._handlers,
-            tags=(*self.tags, *_tags(tags)),
+            tags=(*self.tags, *check_tags(tags)),
             metadata=self.metadata,
             parent_run_id=self.run_id,
         )
@@ -364,12 +365,6 @@ def _distinct(handlers: tuple[BaseCallbackHandler, ...]) -> tuple[BaseCallbackHa
     for handler in handlers:
         kept.setdefault(id(handler), handler)
     return tuple(kept.values())
-
-
-def _tags(tags: Sequence[str]) -> Sequence[str]:
-    if isinstance(tags, str):
-        raise OptionTypeError(f"tags is a list of texts: [{tags!r}], not {tags!r}")
-    return tags
 
 
 def _text_of(error: BaseException) -> str:
