@@ -11,7 +11,7 @@ import anyio
 from millstream import _clock
 from millstream._assembly import parse_response
 from millstream._caller import AsyncCaller, CallerOptions, Lease
-from millstream._config import CallOptions, Deadlines
+from millstream._config import CallOptions
 from millstream._errors import DeadlineError, StatusError
 from millstream._language_model import estimate_tokens
 from millstream._prompts import BasePromptValue
@@ -21,8 +21,6 @@ from millstream.caches import BaseCache, SingleFlight, cache_key, is_cacheable, 
 from millstream.callbacks import CallbackManager, CallbackManagerForLLMRun
 
 __all__ = ["Listeners", "Run", "RunStream"]
-
-_NO_DEADLINES = Deadlines()
 
 _USUAL_OUTPUT_TOKENS = 256
 """Reserved for an output whose length nobody bounds, until the usage says what it was."""
@@ -73,7 +71,7 @@ class Listeners:
 class Run:
     """One prompt of one call, from its start event on. Call `answer` or `stream`, once."""
 
-    __slots__ = ("_model", "_on_back_off", "_options", "_prompt", "_run")
+    __slots__ = ("_attempts", "_cause", "_model", "_on_back_off", "_options", "_prompt", "_run", "_shares", "_waited")
 
     def __init__(
         self,
@@ -88,6 +86,10 @@ class Run:
         self._options = options
         self._run = run
         self._on_back_off = on_back_off
+        self._shares = False
+        self._attempts = 0
+        self._waited = 0.0
+        self._cause: Exception | None = None
 
     async def answer(self) -> LLMResult:
         """The whole result. Raises: whatever the model and the caller raise."""
@@ -116,11 +118,15 @@ class Run:
 
     async def attempt(self, number: int, /) -> None:
         """For the caller: tell that it makes an attempt."""
+        self._attempts = number
         if self._run is not None:
             await self._run.on_attempt(number)
 
     async def retry(self, number: int, delay: float, error: Exception, /) -> None:
         """For the caller: tell that it will make another."""
+        self._waited += delay
+        if self._shares:
+            self._cause = error
         if self._on_back_off is not None:
             self._on_back_off()
         if self._run is None:
@@ -147,15 +153,28 @@ class Run:
                 await update_safely(cache, key, result)
             return result
 
-        total = (self._options.deadlines or _NO_DEADLINES).total
+        total = self._total
         ends = math.inf if total is None else _clock.monotonic() + total
-        # Each has its own deadline: one that is over hands the fetch to the next, whose deadline may be later.
-        with anyio.CancelScope(deadline=ends):
-            result, shared = await self._model._flights.run(key, fetch)
-            if shared:
-                await self._tell_hit(shared=True)
-            return result
-        raise DeadlineError(deadline="total", seconds=total)
+        self._shares = True
+        try:
+            # Each has its own deadline: one that is over hands the fetch to the next, whose deadline may be later.
+            with anyio.CancelScope(deadline=ends):
+                result, shared = await self._model._flights.run(key, fetch)
+                if shared:
+                    await self._tell_hit(shared=True)
+                return result
+            raise self._not_finished(total) from self._cause
+        finally:
+            self._cause = None  # its traceback leads back here, and nothing is left to the garbage collector
+
+    @property
+    def _total(self) -> float | None:
+        return (self._options.deadlines or self._model.caller.deadlines).total
+
+    def _not_finished(self, total: float | None) -> DeadlineError:
+        error = DeadlineError(deadline="total", seconds=total)
+        error.attempts, error.waited = self._attempts, self._waited
+        return error
 
     async def _ask(self) -> LLMResult:
         model = self._model
@@ -165,10 +184,10 @@ class Run:
 
     async def _open(self) -> RunStream:
         model = self._model
-        key = None
-        if model.cache is not None:
+        cache, key = model.cache, ""
+        if cache is not None:
             key = self._cache_key()
-            found = await lookup_safely(model.cache, key)
+            found = await lookup_safely(cache, key)
             if found is not None:
                 await self._tell_hit(shared=False)
                 source = ResultSource(found)
@@ -176,12 +195,12 @@ class Run:
         began = _clock.monotonic()
         lease = await model.caller.open(self._caller_options(), self._open_first)
         source_and_first: tuple[ChunkSource, Sequence[GenerationChunk]] = lease.value
-        total = (self._options.deadlines or _NO_DEADLINES).total
+        total = self._total
         if total is not None:
             source_and_first[0].end_at(began + total, total)
         stream = RunStream(self._options, self._run, *source_and_first, lease=lease)
-        if key is not None:
-            stream.keep = (model.cache, key)
+        if cache is not None:
+            stream.keep = (cache, key)
         return stream
 
     async def _open_first(self) -> tuple[ChunkSource, Sequence[GenerationChunk]]:
@@ -197,7 +216,7 @@ class Run:
             deadlines=self._options.deadlines,
             tokens=self._estimate() if self._model.caller.counts_tokens else None,
             settle=_tokens_used,
-            observer=None if self._run is None and self._on_back_off is None else self,
+            observer=self if self._run is not None or self._on_back_off is not None or self._shares else None,
         )
 
     def _estimate(self) -> int:
@@ -232,7 +251,7 @@ class RunStream:
         self.attempts = 0 if lease is None else lease.attempts
         self.waited = 0.0 if lease is None else lease.waited
         self.tells_tokens = run is not None and run.wants_tokens
-        self.keep: tuple[Any, str] | None = None
+        self.keep: tuple[BaseCache, str] | None = None
         self._options = options
         self._run = run
         self._lease = lease

@@ -7,10 +7,10 @@ import itertools
 import anyio
 import pytest
 
-from millstream import LLM, DeadlineError, Deadlines, GenerationChunk
+from millstream import LLM, AsyncCaller, DeadlineError, Deadlines, GenerationChunk, InMemoryCache, OverloadedError
 from millstream.testing import FakeEndpoint, Fault
 
-from .support import MANUAL_CLOCK, event, impatient, model_at, stream_of
+from .support import MANUAL_CLOCK, event, impatient, model_at, refusal, stream_of
 
 
 @pytest.mark.parametrize("after_events", [None, 0], ids=["before the head", "after the head"])
@@ -107,6 +107,39 @@ async def test_the_first_token_and_the_others_have_deadlines_of_their_own(deadli
         await stream.result()
     assert (caught.value.deadline, caught.value.seconds) == (deadline, seconds)
     assert stream.text == "ab"
+
+
+@pytest.mark.parametrize(**MANUAL_CLOCK)
+@pytest.mark.parametrize("cache", [None, InMemoryCache()], ids=["no cache", "cache"])
+@pytest.mark.parametrize("how", ["call", "stream"])
+async def test_the_total_of_a_caller_that_was_brought(how, cache):
+    """Pain 9: a total that was set on the caller holds for streams too, to their end."""
+
+    async def answer(number, body):
+        if not body.get("stream"):
+            await anyio.sleep_forever()
+        return stream_of(event("a"), endless=itertools.cycle([1.0, event("b")]))
+
+    llm, _ = model_at(answer, cache=cache, caller=AsyncCaller(deadlines=Deadlines(total=10)))
+    with anyio.fail_after(60), pytest.raises(DeadlineError, match="not finished within 10 s"):
+        await (llm.call("x") if how == "call" else llm.stream("x").result())
+
+
+@pytest.mark.parametrize(**MANUAL_CLOCK)
+@pytest.mark.parametrize("cache", [None, InMemoryCache()], ids=["no cache", "cache"])
+async def test_what_was_tried_until_the_total_is_told(cache):
+    """Pain 9: an error that says "timeout", and not what happened until then."""
+
+    async def answer(number, body):
+        if number > 0:
+            await anyio.sleep_forever()
+        return refusal(503)
+
+    llm, _ = model_at(answer, cache=cache, deadlines=Deadlines(total=20))
+    with pytest.raises(DeadlineError, match="not finished within 20 s") as caught:
+        await llm.call("x")
+    assert caught.value.attempts == 2
+    assert isinstance(caught.value.__cause__, OverloadedError)
 
 
 @pytest.mark.parametrize(**MANUAL_CLOCK)
