@@ -299,7 +299,7 @@ class _ListParser:
         self.position += 1
 
 
-# x-ratelimit-* and anthropic-ratelimit-*: a limit, what remains of it, and when it is whole again
+# x-ratelimit-*, ratelimit-* (as early drafts have it), anthropic-ratelimit-*: a limit, what remains, when it is whole
 
 _LIMITS = (
     b"",
@@ -324,6 +324,7 @@ def _exhausted_resets(header: Header, reference: float) -> float | None:
     for limit in _LIMITS:
         for remaining, reset in (
             (b"x-ratelimit-remaining" + limit, b"x-ratelimit-reset" + limit),
+            (b"ratelimit-remaining" + limit, b"ratelimit-reset" + limit),
             (b"anthropic-ratelimit" + limit + b"-remaining", b"anthropic-ratelimit" + limit + b"-reset"),
         ):
             if _number(header(remaining) or "") == 0:

@@ -298,6 +298,7 @@ def test_a_body_without_words_gets_a_sentence(status, body, lines, message):
         (503, {"error": "Model gpt2 is currently loading", "estimated_time": 20.0}, ModelLoadingError),
         (503, {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}, ModelLoadingError),
         (503, {"error": "later", "estimated_time": 5}, ModelLoadingError),
+        (503, {"error": "later", "estimated_time": "5.5"}, ModelLoadingError),
         (529, {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, OverloadedError),
         (530, b"", OverloadedError),
         (418, b"teapot", BadRequestError),

@@ -194,6 +194,8 @@ def test_a_reset_that_is_a_moment():
     assert wait({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1795361663"}, now) == 10.0
     assert wait({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1795361663500"}, now) == 10.5
     assert wait({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1795361600"}, now) is None
+    assert wait({"ratelimit-remaining": "0", "ratelimit-reset": "10"}, now) == 10.0
+    assert wait({"ratelimit-remaining": "3", "ratelimit-reset": "10"}, now) is None
     anthropic = "anthropic-ratelimit-input-tokens-"
     assert wait({anthropic + "remaining": "0", anthropic + "reset": "2026-11-22T15:34:23Z"}, now) == 10.0
     assert wait({anthropic + "remaining": "0", anthropic + "reset": "2026-11-22T15:34:23"}, now) is None

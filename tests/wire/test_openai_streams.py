@@ -271,7 +271,7 @@ def test_events_that_say_nothing(wire):
 
 
 @BOTH
-@pytest.mark.parametrize("data", ["{nonsense", '{"choices":5}', '{"choices":[{"index":null}]}', "[" * 100_000])
+@pytest.mark.parametrize("data", ["{nonsense", '{"choices":5}', '{"choices":[{"index":"0"}]}', "[" * 100_000])
 def test_events_that_are_wrong(wire, data):
     chunks, decoder = streamed(wire, framed(part("a", wire=wire), data, part("b", wire=wire)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -36,12 +37,15 @@ _FINISH_REASONS: Mapping[str, FinishReason] = {
     "eos_token": "stop",
     "stop_sequence": "stop",
     "end_turn": "stop",
+    "complete": "stop",
     "length": "length",
     "max_tokens": "length",
     "model_length": "length",
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
+    "tool_use": "tool_calls",
     "content_filter": "content_filter",
+    "refusal": "content_filter",
     "abort": "error",
     "error": "error",
 }
@@ -50,12 +54,17 @@ _NO_LOGPROB = -9999.0
 """vLLM writes this where it has none (JSON has no minus infinity)."""
 
 
-def finish_reason(raw: str | None, *, calls: bool) -> FinishReason | None:
-    """The reason that a server's word means. TGI says ``stop`` for tool calls, and ``""`` for "not yet"."""
+def finish_reason(raw: str | None, *, calls: bool, refused: bool = False) -> FinishReason | None:
+    """The reason that a server's word means.
+
+    TGI says ``stop`` for tool calls, and ``""`` for "not yet"; OpenAI says ``stop`` where the model refused to answer.
+    """
     if not raw:
         return None
-    reason = _FINISH_REASONS.get(raw, "other")
-    return "tool_calls" if calls and reason == "stop" else reason
+    reason = _FINISH_REASONS.get(raw) or _FINISH_REASONS.get(raw.lower(), "other")
+    if reason != "stop":
+        return reason
+    return "tool_calls" if calls else "content_filter" if refused else "stop"
 
 
 def wants_logprobs(options: CallOptions) -> bool:
@@ -90,7 +99,7 @@ def any_json(data: bytes) -> Any:
 
 
 def decode_body(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
-    """What `decoder` reads in `data`; bytes that are no UTF-8 become U+FFFD, as everywhere on the web.
+    """What `decoder` reads in `data`, which need not be quite JSON: see `_as_strict_json`.
 
     Raises:
         ProtocolError: no JSON, or not of that shape; with an excerpt.
@@ -98,27 +107,49 @@ def decode_body(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
     try:
         try:
             return decoder.decode(data)
-        except UnicodeDecodeError:
-            return decoder.decode(data.decode("utf-8", "replace"))
-    except (msgspec.MsgspecError, RecursionError) as error:
+        except msgspec.ValidationError:
+            raise
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return decoder.decode(_as_strict_json(data))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _not_understood(str(error), data) from None
 
 
-def refuse_body(data: bytes, why: str) -> NoReturn:
+def _as_strict_json(data: bytes) -> str:
+    """`data` as the text it was meant to be.
+
+    Bytes that are no UTF-8 and halves of surrogate pairs become U+FFFD, as everywhere on the web; a byte order mark is
+    dropped; and what Python's own writer makes of log-probabilities that are no numbers (``NaN``, ``-Infinity``)
+    becomes null.
+    """
+    text = data.decode("utf-8-sig", "replace")
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)
+        strict = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        return text
+    return strict.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def refuse_body(data: bytes, why: str | ProtocolError) -> NoReturn:
     """Raise what a body that is no result means: the server's error if it holds one, else a `ProtocolError`.
+
+    Args:
+        data: the body.
+        why: what is wrong with it as a result.
 
     Raises:
         StatusError: an error inside a 200 answer.
         ProtocolError: anything else.
     """
+    refusal = why if isinstance(why, ProtocolError) else _not_understood(why, data)
     try:
         value = any_json(data)
     except ProtocolError:
-        raise _not_understood(why, data) from None
+        raise refusal from None
     if isinstance(value, list) and value:
         value = value[0]
-    error = error_in_body(value)
-    raise error if error is not None else _not_understood(why, data)
+    raise error_in_body(value) or refusal from None
 
 
 def _not_understood(why: str, data: bytes) -> ProtocolError:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from millstream._config import CallOptions
-from millstream._errors import MillstreamError, ProtocolError
+from millstream._errors import ProtocolError
 from millstream._results import Generation, LLMResult, TokenLogprob, ToolCall, TopLogprob, Usage
 from millstream._wire._common import (
     cut_at_stop,
@@ -81,9 +81,9 @@ class _Logprobs(msgspec.Struct):
 class _Head(msgspec.Struct):
     """What is the same on each chunk of a stream, and read once."""
 
-    id: str | None = None
-    model: str | None = None
-    system_fingerprint: str | None = None
+    id: Any = None
+    model: Any = None
+    system_fingerprint: Any = None
 
 
 _SAME = ("max_tokens", "temperature", "top_k", "frequency_penalty", "repetition_penalty", "seed")
@@ -189,10 +189,13 @@ def _tops_of(tops: dict[str, float | None] | None) -> tuple[TopLogprob, ...]:
     return tuple(TopLogprob(token, told_logprob(figure)) for token, figure in (tops or {}).items())
 
 
-def info_of(id: str | None, model: str | None, system_fingerprint: str | None) -> dict[str, Any] | None:  # noqa: A002
-    """`Generation.generation_info`: what is told and not empty, None for nothing."""
+def info_of(id: Any, model: Any, system_fingerprint: Any) -> dict[str, Any] | None:  # noqa: A002
+    """`Generation.generation_info`: what is told and not empty, None for nothing.
+
+    An `id` may be a number. Of any other type it is nothing to lose an answer for.
+    """
     told = {"id": id, "model": model, "system_fingerprint": system_fingerprint}
-    return {name: value for name, value in told.items() if value} or None
+    return {name: str(value) for name, value in told.items() if value and isinstance(value, str | int)} or None
 
 
 def generation(
@@ -204,13 +207,14 @@ def generation(
     logprobs: Any = None,
     reasoning: str | None = None,
     calls: Sequence[ToolCall] = (),
+    refused: bool = False,
 ) -> Generation:
     """One choice of a whole answer."""
     text, tokens, stopped = cut_at_stop(text, decode_logprobs(logprobs), options.stops)
     return Generation(
         text,
         info,
-        "stop" if stopped else finish_reason(raw, calls=bool(calls)),
+        "stop" if stopped else finish_reason(raw, calls=bool(calls), refused=refused),
         raw or None,
         reasoning or None,
         tuple(calls),
@@ -238,10 +242,7 @@ class OpenAIStreamDecoder(BaseStreamDecoder):
             return None
         if not self._info_read:
             self._info_read = True
-            try:
-                head = decode_body(_head_decoder, data)
-            except MillstreamError:  # an `id` that is a number: nothing to lose an answer for
-                return None
+            head = decode_body(_head_decoder, data)
             self._info = info_of(head.id, head.model, head.system_fingerprint)
         return self._info
 

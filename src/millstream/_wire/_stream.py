@@ -42,12 +42,13 @@ class Piece(msgspec.Struct, gc=False):
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     generation_info: dict[str, Any] | None = None
+    refused: bool = False
 
 
 class Output:
     """One of the outputs of a stream."""
 
-    __slots__ = ("calls", "ended", "finished", "info", "stopped", "trimmer")
+    __slots__ = ("calls", "ended", "finished", "info", "refused", "stopped", "trimmer")
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.trimmer = StopTrimmer(stops) if stops else None
@@ -55,6 +56,7 @@ class Output:
         self.finished = False  # it said so, or a stop text did
         self.stopped = False
         self.calls = False
+        self.refused = False
         self.info: dict[str, Any] | None = None  # goes with the first chunk that says something: a role is no token
 
     def receive(self, text: str, raw_finish_reason: str | None) -> tuple[str, bool]:
@@ -138,13 +140,8 @@ class BaseStreamDecoder:
             return
         try:
             value = any_json(data)
-        except ProtocolError:
-            lines = data.split(b"\n")
-            if len(lines) == 1:
-                raise
-            for line in lines:  # TGI 1.4 left out the empty line before the last event: two documents in one event
-                if not self._ended:
-                    self._receive_unusual(ServerSentEvent(event.event, line, event.id))
+        except ProtocolError as refusal:
+            self._receive_no_document(event, data, refusal)
             return
         error = error_in_body(value)
         if error is None and event.event == "error":
@@ -153,6 +150,18 @@ class BaseStreamDecoder:
             raise error
         if isinstance(value, dict):
             self._receive_document(data)
+
+    def _receive_no_document(self, event: ServerSentEvent, data: bytes, refusal: ProtocolError) -> None:
+        if event.event == "error":  # in plain words
+            raise error_in_body({"error": excerpt(data)}) or refusal from None
+        if event.event != "message":  # a ping, or whatever else a proxy puts between
+            return
+        lines = data.split(b"\n")
+        if len(lines) == 1:
+            raise refusal
+        for line in lines:  # TGI 1.4 left out the empty line before the last event: two documents in one event
+            if not self._ended:
+                self._receive_unusual(ServerSentEvent(event.event, line, event.id))
 
     def _add(self, piece: Piece) -> None:
         """Append the chunk of `piece`, unless nothing is in it."""
@@ -167,9 +176,9 @@ class BaseStreamDecoder:
                 self._chunks.append(chunk)
             return
         text, stopped = output.receive(piece.text, raw)
-        if piece.tool_calls:
-            output.calls = True
-        finish: FinishReason | None = "stop" if stopped else finish_reason(raw, calls=output.calls)
+        output.calls = output.calls or bool(piece.tool_calls)
+        output.refused = output.refused or piece.refused
+        finish = "stop" if stopped else finish_reason(raw, calls=output.calls, refused=output.refused)
         if finish is not None:
             if output.finished and not stopped:
                 finish = raw = None  # said again, with the usage

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import msgspec
 
 from millstream._config import CallOptions
-from millstream._errors import MillstreamError
+from millstream._errors import ProtocolError
 from millstream._prompts import BasePromptValue, StringPromptValue
 from millstream._results import GenerationChunk, LLMResult, ToolCall, ToolCallDelta
 from millstream._sse import ServerSentEvent
-from millstream._wire._common import decode_body, encode_body, refuse_body
+from millstream._wire._common import encode_body, refuse_body
+from millstream._wire._deviations import read_document
 from millstream._wire._dialect import DialectName
 from millstream._wire._openai_shared import (
     OpenAIStreamDecoder,
@@ -51,6 +52,7 @@ class _Message(msgspec.Struct, gc=False):
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: _Calls = None
+    refusal: str | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -63,14 +65,15 @@ class _Choice(msgspec.Struct):
 class _Answer(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: WireUsage | None = None
-    id: str | None = None
-    model: str | None = None
-    system_fingerprint: str | None = None
+    id: Any = None
+    model: Any = None
+    system_fingerprint: Any = None
     error: Any = None
 
 
 class _ChunkChoice(msgspec.Struct, gc=False):
     delta: _Message | None = None
+    message: _Message | None = None
     index: int = 0
     finish_reason: str | None = None
     logprobs: Any = None
@@ -125,23 +128,24 @@ class Chat:
             ProtocolError: the body can't be understood.
         """
         try:
-            answer = decode_body(_answer_decoder, body)
-        except MillstreamError as error:
-            refuse_body(body, str(error))
-        if answer.error is not None or not answer.choices:
+            answer = read_document(_answer_decoder, body)
+        except ProtocolError as error:
+            refuse_body(body, error)
+        if answer.error or not answer.choices:
             refuse_body(body, "there are no choices in it")
         info = info_of(answer.id, answer.model, answer.system_fingerprint)
         made = [
             (
                 choice.index,
                 generation(
-                    (message := choice.message or _NO_MESSAGE).content or "",
+                    (message := choice.message or _NO_MESSAGE).content or message.refusal or "",
                     choice.finish_reason,
                     options,
                     info=info,
                     logprobs=choice.logprobs,
                     reasoning=message.reasoning_content or message.reasoning,
                     calls=[_tool_call(call) for call in _list_of(message.tool_calls)],
+                    refused=_is_refusal(message),
                 ),
             )
             for choice in answer.choices
@@ -155,6 +159,11 @@ class Chat:
     def stream_decoder(self, prompt: BasePromptValue, options: CallOptions) -> ChatStreamDecoder:
         """A new decoder for one streamed answer."""
         return ChatStreamDecoder(options)
+
+
+def _is_refusal(message: _Message) -> bool:
+    """Whether the model says ``refusal`` instead of an answer: then that is the text."""
+    return bool(message.refusal and not message.content)
 
 
 def _list_of(calls: _Calls) -> Sequence[_Call]:
@@ -209,14 +218,14 @@ class ChatStreamDecoder(OpenAIStreamDecoder):
                 and not (choice := choices[0]).finish_reason
                 and decoded.usage is None
                 and (delta := choice.delta) is not None
+                and (text := delta.content)
                 and delta.tool_calls is None
                 and delta.reasoning_content is None
                 and delta.reasoning is None
                 and choice.logprobs is None
                 and (output := ready.get(choice.index)) is not None
             ):
-                text = delta.content
-                if text and not plain:
+                if not plain:
                     text = self._trimmed(output, choice.index, text)
                 if text:
                     chunks.append(GenerationChunk(text, choice.index))
@@ -224,23 +233,24 @@ class ChatStreamDecoder(OpenAIStreamDecoder):
                 self._receive_chunk(decoded, event.data)
 
     def _receive_document(self, data: bytes) -> None:
-        decoded = decode_body(_chunk_decoder, data)
+        decoded = read_document(_chunk_decoder, data)
         if decoded is not None:
             self._receive_chunk(decoded, data)
 
     def _receive_chunk(self, chunk: _Chunk, data: bytes) -> None:
         first = len(self._chunks)
         for choice in chunk.choices or ():
-            delta = choice.delta or _NO_MESSAGE
+            delta = choice.delta or choice.message or _NO_MESSAGE
             calls = _list_of(delta.tool_calls)
             piece = Piece(
-                delta.content or "",
+                delta.content or delta.refusal or "",
                 choice.index,
                 choice.finish_reason,
                 delta.reasoning_content or delta.reasoning,
                 tuple(_delta(call, position) for position, call in enumerate(calls)),
                 decode_logprobs(choice.logprobs),
                 self._info_once(choice.index, data),
+                _is_refusal(delta),
             )
             self._add(piece)
         usage = usage_of(chunk.usage) if chunk.usage is not None else None

@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 import msgspec
 
 from millstream._config import CallOptions
-from millstream._errors import MillstreamError, OptionValueError
+from millstream._errors import OptionValueError, ProtocolError
 from millstream._prompts import BasePromptValue
 from millstream._results import GenerationChunk, LLMResult
 from millstream._sse import ServerSentEvent
-from millstream._wire._common import decode_body, encode_body, refuse_body
+from millstream._wire._common import encode_body, refuse_body
+from millstream._wire._deviations import read_document
 from millstream._wire._dialect import DialectName
 from millstream._wire._openai_shared import (
     OpenAIStreamDecoder,
@@ -46,9 +47,9 @@ class _Chunk(msgspec.Struct, gc=False):
 class _Answer(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: WireUsage | None = None
-    id: str | None = None
-    model: str | None = None
-    system_fingerprint: str | None = None
+    id: Any = None
+    model: Any = None
+    system_fingerprint: Any = None
     error: Any = None
 
 
@@ -86,10 +87,10 @@ class Completions:
             ProtocolError: the body can't be understood.
         """
         try:
-            answer = decode_body(_answer_decoder, body)
-        except MillstreamError as error:
-            refuse_body(body, str(error))
-        if answer.error is not None or not answer.choices:
+            answer = read_document(_answer_decoder, body)
+        except ProtocolError as error:
+            refuse_body(body, error)
+        if answer.error or not answer.choices:
             refuse_body(body, "there are no choices in it")
         info = info_of(answer.id, answer.model, answer.system_fingerprint)
         made = [
@@ -141,7 +142,7 @@ class CompletionsStreamDecoder(OpenAIStreamDecoder):
                 self._receive_chunk(decoded, event.data)
 
     def _receive_document(self, data: bytes) -> None:
-        decoded = decode_body(_chunk_decoder, data)
+        decoded = read_document(_chunk_decoder, data)
         if decoded is not None:
             self._receive_chunk(decoded, data)
 

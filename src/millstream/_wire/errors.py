@@ -243,10 +243,14 @@ def _first_status(value: Mapping[Any, Any]) -> int | None:
 
 
 def _seconds(value: object) -> float | None:
+    if isinstance(value, str) and _SECONDS.fullmatch(value):
+        return clamp_wait(float(value))
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         return None
     return clamp_wait(float(value))
 
+
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 # Whether it is an error at all, and which status it would have had
 
@@ -370,7 +374,8 @@ _QUOTA = re.compile(
 )
 _QUOTA_PERHAPS = re.compile(r"\bquota\b|\bcredits?\b|\bbilling\b")
 _CONTEXT = re.compile(
-    r"maximum context length|maximum model length|max_model_len|context.?length.?exceeded|context window"
+    r"maximum context length|model'?s context length|maximum model length|max_model_len|context.?length.?exceeded"
+    r"|context window"
     r"|exceed_context_size|available context size|context size has been exceeded|prompt is too long"
     r"|`inputs` tokens \+ `max_new_tokens` must be|must have less than \d+ tokens"
 )

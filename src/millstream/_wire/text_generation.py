@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from millstream._config import CallOptions
-from millstream._errors import MillstreamError, OptionValueError
+from millstream._errors import OptionValueError, ProtocolError
 from millstream._prompts import BasePromptValue
 from millstream._results import Generation, GenerationChunk, LLMResult, TokenLogprob, TopLogprob, Usage
 from millstream._sse import ServerSentEvent
@@ -38,10 +38,10 @@ _QUOTED = re.compile(r"'([^']*)'")
 
 
 class _Token(msgspec.Struct, gc=False):
-    text: str = ""
+    text: str | None = ""
     id: int | None = None
     logprob: float | None = None
-    special: bool = False
+    special: bool | None = False
 
 
 class _Details(msgspec.Struct):
@@ -117,8 +117,8 @@ class TextGeneration:
         """
         try:
             decoded = decode_body(_token_answer_decoder if wants_logprobs(options) else _answer_decoder, body)
-        except MillstreamError as error:
-            refuse_body(body, str(error))
+        except ProtocolError as error:
+            refuse_body(body, error)
         answers = decoded if isinstance(decoded, list) else [] if decoded is None else [decoded]
         if not answers:
             refuse_body(body, "there is no generated_text in it")
@@ -126,7 +126,7 @@ class TextGeneration:
         usage: Usage | None = None
         generations: list[Generation] = []
         for number, answer in enumerate(answers):
-            if answer.error is not None or answer.generated_text is None:
+            if answer.error or answer.generated_text is None:
                 refuse_body(body, "there is no generated_text in it")
             if text and answer.generated_text.startswith(text) and not _wants_prompt(options):
                 answer.generated_text = _without_prompt(answer.generated_text, text, body, number)
@@ -220,7 +220,7 @@ def _without_prompt(text: str, prompt: str, body: bytes, number: int) -> str:
     rest = text[len(prompt) :]
     if details is None:
         return rest
-    said = "".join(token.text for token in details.tokens or () if not token.special)
+    said = "".join(token.text or "" for token in details.tokens or () if not token.special)
     # Tokenizers with a space at the beginning of words drop it at the beginning of a text.
     return rest if said.lstrip() == rest.lstrip() and said.lstrip() != text.lstrip() else text
 
@@ -259,11 +259,11 @@ def _usage(details: _Details | None) -> Usage | None:
 
 def _token_logprob(token: _Token, tops: list[_Token] | None) -> TokenLogprob:
     return TokenLogprob(
-        token.text,
+        token.text or "",
         told_logprob(token.logprob),
         token.id,
-        token.special,
-        tuple(TopLogprob(top.text, told_logprob(top.logprob), top.id) for top in tops or ()),
+        bool(token.special),
+        tuple(TopLogprob(top.text or "", told_logprob(top.logprob), top.id) for top in tops or ()),
     )
 
 
@@ -316,12 +316,12 @@ class TextGenerationStreamDecoder(BaseStreamDecoder):
             self._receive_token(decoded.token, decoded)
 
     def _receive_token(self, token: _Token, event: _Event) -> None:
-        self._add(Piece("" if token.special else token.text, logprobs=self._token_logprobs(token, event)))
+        self._add(Piece("" if token.special else token.text or "", logprobs=self._token_logprobs(token, event)))
 
     def _receive_end(self, event: _Event, whole: str) -> None:
         first = len(self._chunks)
         token, details = event.token, event.details
-        text = "" if token is None or token.special else token.text
+        text = "" if token is None or token.special else token.text or ""
         if token is None and not self._any_token:  # a server that has no tokens to tell sends the text at once
             text = whole if self._whole else whole.removeprefix(self._prompt.to_string())
         piece = Piece(
