@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
@@ -46,7 +46,7 @@ async def fan_out(
     """
     source = _Source(items)
     send, receive = anyio.create_memory_object_stream[Any](0)
-    raised: Exception | None = None
+    raised: BaseException | None = None
     try:
         async with anyio.create_task_group() as workers:
             left = width
@@ -64,7 +64,7 @@ async def fan_out(
             workers.start_soon(worker, send)
             try:
                 yield _Results(receive, source)
-            except Exception as error:  # noqa: BLE001 - raised outside of the task group, which would wrap it
+            except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - raised below, unwrapped
                 raised = error
             finally:
                 workers.cancel_scope.cancel()
@@ -99,7 +99,7 @@ class _Source:
     """The input, taken from by one worker at a time."""
 
     def __init__(self, items: Any) -> None:
-        if isinstance(items, str | bytes) or not isinstance(items, Iterable | AsyncIterable):
+        if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable | AsyncIterable):
             raise OptionTypeError(f"the input is a list or any (async) iterable, not {type(items).__name__}")
         self._iterator: Any = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
         self._asynchronous = isinstance(items, AsyncIterable)

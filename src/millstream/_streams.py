@@ -21,7 +21,7 @@ from millstream._errors import (
 )
 from millstream._results import GenerationChunk, LLMResult
 
-__all__ = ["ChunkSource", "LLMStream", "OpenStream", "ResultSource"]
+__all__ = ["ChunkSource", "GeneratorSource", "LLMStream", "OpenStream", "ResultSource", "first_chunks"]
 
 _CLEAN_UP_SECONDS = 1.0
 _CLOSED = "this stream was closed while it was read"
@@ -162,7 +162,7 @@ class LLMStream:
         self._ready: list[GenerationChunk] = []  # in reverse: the next one is the last
         self._builder = ResultBuilder()
         self._result: LLMResult | None = None
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._busy = False
         self._closed = False
         self._starting: anyio.CancelScope | None = None
@@ -246,6 +246,9 @@ class LLMStream:
             self._starting = scope
             try:
                 stream = await start()
+            except Exception as error:
+                self._failure = error
+                raise
             finally:
                 self._starting = None
             if not self._closed:

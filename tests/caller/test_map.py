@@ -161,12 +161,13 @@ async def test_outcomes_that_were_not_fetched_are_gone_with_the_block():
 
 
 @manual
-async def test_an_error_in_the_block_leaves_it_as_it_is():
+@pytest.mark.parametrize("kind", [KeyError, SystemExit, KeyboardInterrupt])
+async def test_an_error_in_the_block_leaves_it_as_it_is(kind):
     caller = caller_of()
-    with pytest.raises(KeyError, match="mine"):
+    with pytest.raises(kind, match="mine"):
         async with caller.map(double, itertools.count()) as outcomes:
             await anext(outcomes)
-            raise KeyError("mine")
+            raise kind("mine")
     assert_quiet(caller)
 
 

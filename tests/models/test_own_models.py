@@ -85,6 +85,14 @@ async def test_an_error_of_its_own_is_raised_as_it_is():
         await Parrot(ZeroDivisionError()).call("x")
 
 
+@pytest.mark.parametrize("words", ["bad", "one bad"], ids=["before the first chunk", "after it"])
+async def test_the_error_of_a_stream_is_told_again(words):
+    stream = Talker().stream(words)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a bad word"):
+            await stream.result()
+
+
 @pytest.mark.parametrize("anyio_backend", manual_backends())
 async def test_what_may_pass_is_tried_again():
     handler = RecordingCallbackHandler()
