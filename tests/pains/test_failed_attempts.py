@@ -188,13 +188,20 @@ async def test_no_credit_is_final(model, endpoint, fault):
 @pytest.mark.parametrize("status", [402, 401])
 async def test_without_credit_a_batch_stops(model, endpoint, status):
     """Pain 24: a batch without credit (or key) burns its rows, one after the other."""
-    endpoint.fail(Fault.status(status, times=1000))
+    endpoint.faults = lambda number: Fault.status(status)
     llm = model(api="chat", max_concurrency=2)
     with pytest.raises(PaymentRequiredError if status == 402 else AuthenticationError) as caught:
         await llm.generate([f"row {number}" for number in range(100)])
     assert caught.value.prompt_index in range(2)
     assert len(endpoint.requests) <= 4
 
+    endpoint.requests.clear()
+    endpoint.faults = lambda number: Fault.status(status) if len(endpoint.requests) == 3 else None
+    with pytest.raises((PaymentRequiredError, AuthenticationError)):
+        await llm.generate([f"row {number}" for number in range(100)])
+    assert 3 <= len(endpoint.requests) <= 6
+
+    endpoint.faults = lambda number: Fault.status(status)
     taken = 0
 
     def rows():

@@ -106,19 +106,19 @@ SPECIAL = {
 }
 
 
-@pytest.mark.parametrize(("tokens", "text"), SPECIAL.values(), ids=SPECIAL.keys())
-async def test_special_tokens_of_a_raw_server(model, tokens, text):
-    """Pain 21: `</s>` leaks into streamed text, also where the server counts it as text at the end."""
-    events = []
-    for index, token in enumerate(tokens, start=1):
-        special = token.startswith("<")
-        event = {"index": index, "token": {"id": index, "text": token, "logprob": -0.1, "special": special}}
-        event["generated_text"] = event["details"] = None
-        events.append(event)
-    details = {"finish_reason": "eos_token", "generated_tokens": len(tokens), "seed": None, "input_length": 1}
-    events[-1] |= {"generated_text": text, "details": details}
-    body = [b"data:%b\n\n" % json.dumps(event).encode() for event in events]
-    async with serve([chunked(*body, headers=[b"content-type: text/event-stream"])]) as server:
-        llm = model(endpoint_url=server.url, api="text-generation")
-        assert (await llm.stream("x").result()).text == text
-        await llm.aclose()
+@pytest.mark.parametrize("finish", ["eos_token", "length"])
+@pytest.mark.parametrize("logprobs", [False, True])
+async def test_special_tokens_of_a_raw_server(model, finish, logprobs):
+    """Pain 21: `</s>` leaks into streamed text, wherever it stands and however the stream ended."""
+    for tokens, text in SPECIAL.values():
+        events = []
+        for index, token in enumerate(tokens, start=1):
+            told = {"id": index, "text": token, "logprob": -0.1, "special": token.startswith("<")}
+            events.append({"index": index, "token": told, "generated_text": None, "details": None})
+        details = {"finish_reason": finish, "generated_tokens": len(tokens), "seed": None, "input_length": 1}
+        events[-1] |= {"generated_text": text, "details": details}
+        body = [b"data:%b\n\n" % json.dumps(event).encode() for event in events]
+        async with serve([chunked(*body, headers=[b"content-type: text/event-stream"])]) as server:
+            llm = model(endpoint_url=server.url, api="text-generation", logprobs=logprobs)
+            assert (await llm.stream("x").result()).text == text
+            await llm.aclose()
