@@ -29,10 +29,10 @@ async def test_a_stream_without_a_first_token(model, endpoint, api, after_events
     assert await model(api=api).stream("x").result()
 
 
-async def test_a_stream_that_falls_silent(model, endpoint, api):
+async def test_a_stream_that_falls_silent(model, endpoint):
     """Pain 9: a stream hangs for ever, after some tokens."""
     endpoint.fail(Fault.stall(3))
-    stream = model(api=api, deadlines=Deadlines(idle=0.15)).stream("x")
+    stream = model(api="chat", deadlines=Deadlines(idle=0.15)).stream("x")
     with anyio.fail_after(10), pytest.raises(DeadlineError, match="no further token within 0.15 s") as caught:
         async for _ in stream:
             pass
