@@ -89,6 +89,7 @@ RULES: tuple[Rule, ...] = (
     _rule(errors.DeadlineError, _TOO_SLOW, "read", "first_token", "idle"),
     _rule(errors.DeadlineError, FINAL),  # pool, queue, total: our own limits
     _rule(errors.CertificateError, FINAL),
+    _rule(errors.ConnectError, FINAL, True),  # permanent
     _rule(errors.ConnectError, _NO_CONNECTION),
     _rule(errors.WriteError, _UNPROCESSED),
     _rule(errors.ReadError, _DROPPED, False),  # not a byte came: most often a stale connection
@@ -150,6 +151,8 @@ def _fact(error: BaseException) -> object:
     match error:
         case errors.DeadlineError():
             return error.deadline
+        case errors.ConnectError():
+            return error.permanent
         case errors.ReadError():
             return error.started
         case errors.StatusError() | errors.ProtocolError():

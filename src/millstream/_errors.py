@@ -200,7 +200,13 @@ class TransportError(MillstreamError):
 
 
 class ConnectError(TransportError):
-    """No connection: the name doesn't resolve, the port refuses, TLS failed. Nothing was processed."""
+    """No connection: the name doesn't resolve, the port refuses, TLS failed. Nothing was processed.
+
+    Attributes:
+        permanent: whether it will be so next time too, as where a server speaks no TLS. Never retried then.
+    """
+
+    permanent: bool = False
 
 
 class CertificateError(ConnectError):

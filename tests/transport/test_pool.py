@@ -305,6 +305,29 @@ def test_a_second_event_loop_begins_anew(anyio_backend, stream):
         gc.collect()
 
 
+def test_two_event_loops_at_a_time_are_told_apart(anyio_backend):
+    name, options = anyio_backend
+    transport = PoolTransport()
+
+    async def use(origin):
+        first = await transport.send(Request(Route("POST", origin, "/"), stream=True))
+        assert await first.stream.receive() == b"a"
+
+        async def elsewhere():
+            other = await transport.send(Request(Route("POST", origin, "/"), stream=True))
+            other.stream.abort()
+
+        await anyio.to_thread.run_sync(lambda: anyio.run(elsewhere, backend=name, backend_options=options))
+        with pytest.raises(ClosedError, match=r"another event loop.*one for each"):
+            await first.stream.receive()
+        await transport.aclose()
+        await anyio.sleep(0)
+
+    with serve_in_thread(chunked(b"a", end=b"")) as origin:
+        anyio.run(use, origin, backend=name, backend_options=options)
+        gc.collect()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_leaves_the_connections_alone():
     async def main():

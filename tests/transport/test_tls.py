@@ -8,6 +8,7 @@ import ssl
 import pytest
 import trustme
 
+from millstream._backoff import classify
 from millstream._errors import CertificateError, ConnectError
 from millstream._transport import Origin, PoolTransport, Request, Route
 from millstream._transport._tls import create_context
@@ -115,6 +116,19 @@ async def test_a_server_that_speaks_no_tls(pool):
             with pytest.raises(ConnectError) as caught:
                 await transport.send(Request(Route("POST", origin, "/"), b"{}"))
             assert not isinstance(caught.value, CertificateError)
+
+
+async def test_https_where_the_server_speaks_http_is_told_at_once(pool):
+    async def plain(peer):
+        await peer.stream.receive()
+        await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with serve(plain) as server, pool() as transport:
+        origin = Origin("https", "127.0.0.1", server.origin.port)
+        with pytest.raises(ConnectError, match=f"{origin} does not speak TLS; is it http://127.0.0.1:") as caught:
+            await transport.send(Request(Route("POST", origin, "/"), b"{}"))
+    assert caught.value.permanent
+    assert not classify(caught.value).retry
 
 
 def test_the_default_context(monkeypatch, tmp_path):

@@ -175,11 +175,18 @@ _CONNECT_ERRORS: tuple[tuple[type[BaseException], type[ConnectError], str], ...]
 )
 """What connecting may raise, and what it is to us: the first line that fits."""
 
+_NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
+"""What OpenSSL calls plain HTTP where the handshake belongs, by version."""
+
 CONNECT_EXCEPTIONS = tuple(dict.fromkeys(line[0] for line in _CONNECT_ERRORS))
 
 
 def connect_error(error: BaseException, origin: Origin) -> ConnectError:
     """Our error for one of `CONNECT_EXCEPTIONS`."""
+    if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS:
+        told = ConnectError(f"{origin} does not speak TLS; is it http://{origin.authority}?")
+        told.permanent = True
+        return told
     for foreign, ours, message in _CONNECT_ERRORS:
         if isinstance(error, foreign):
             return ours(message.format(origin=origin, host=origin.host, detail=_detail(error)))

@@ -127,7 +127,7 @@ class PoolTransport:
         if pool is None:
             return
         if pool.loop is not event_loop():
-            pool.discard()
+            pool.discard(_CLOSED)
             return
         pool.close()
         await anyio.lowlevel.cancel_shielded_checkpoint()  # in which the event loop closes the sockets
@@ -163,7 +163,7 @@ class PoolTransport:
             raise ClosedError("this transport was closed; make a new one")
         loop = event_loop()
         if self._pool is not None:
-            self._pool.discard()
+            self._pool.discard(_ELSEWHERE)
         self._pool = _Pool(self, loop)
         return self._pool
 
@@ -172,6 +172,10 @@ class PoolTransport:
         if self._pool is not None:
             _of_the_parent.append(self._pool)
             self._pool = None
+
+
+_CLOSED = "the transport was closed"
+_ELSEWHERE = "the transport went on in another event loop, which ended what it did in this one; make one for each"
 
 
 class _Pool:
@@ -183,7 +187,8 @@ class _Pool:
         self.lanes: dict[Origin, _Lane] = {}
         self.scopes: set[anyio.CancelScope] = set()
         """Of connections that are being opened."""
-        self.closed = False
+        self.closed = ""
+        """Why it is closed; empty while it is not."""
         self.asyncio = hasattr(loop, "call_soon") and not transport.generic
         self.now = loop.time if self.asyncio else monotonic
 
@@ -199,22 +204,22 @@ class _Pool:
         return await _anyio.connect(origin, lane, parser, tls)
 
     def close(self) -> None:
-        self.closed = True
+        self.closed = _CLOSED
         for scope in self.scopes:
             scope.cancel()
         for lane in self.lanes.values():
             lane.close()
 
-    def discard(self) -> None:
+    def discard(self, why: str) -> None:
         """Close from outside of the event loop, which may be over."""
-        self.closed = True
+        self.closed = why
         for lane in self.lanes.values():
             connections = [*lane.idle, *lane.active]
             for connection in connections:
                 if hasattr(self.loop, "call_soon_threadsafe") and not self.loop.is_closed():
-                    self.loop.call_soon_threadsafe(connection.abort)
+                    self.loop.call_soon_threadsafe(connection.abort, ClosedError(why))
                 else:
-                    connection.abort()
+                    connection.abort(ClosedError(why))
 
 
 class _Waiter:
@@ -283,7 +288,7 @@ class _Lane:
     async def replace(self, stale: Connection, timeouts: Timeouts) -> Connection:
         """A new connection in the place of one that turned out to be stale."""
         if stale not in self.active:
-            raise ClosedError("the transport was closed")
+            raise ClosedError(self.pool.closed or _CLOSED)
         self.active.discard(stale)
         self.opening += 1
         stale.abort()
@@ -321,9 +326,8 @@ class _Lane:
     # -- ours ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        error = "the transport was closed"
         for connection in [*self.idle, *self.active]:
-            connection.abort(ClosedError(error))
+            connection.abort(ClosedError(_CLOSED))
         while self.waiters:
             self.waiters.popitem(last=False)[0].event.set()
 
@@ -361,7 +365,7 @@ class _Lane:
         if not waiter.granted:
             self.waiters.pop(waiter, None)
             if self.pool.closed:
-                raise ClosedError("the transport was closed")
+                raise ClosedError(self.pool.closed)
             raise DeadlineError(deadline="pool", seconds=seconds)
         return waiter.connection
 
@@ -393,7 +397,7 @@ class _Lane:
                 pool.transport.opened_total += 1
         error: MillstreamError | None = None
         if pool.closed:
-            error = ClosedError("the transport was closed")
+            error = ClosedError(pool.closed)
         elif connection is None:
             error = DeadlineError(deadline="connect", seconds=timeouts.connect)
         elif not connection.usable:
