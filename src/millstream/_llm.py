@@ -389,7 +389,9 @@ class LLM(BaseLLM):
 
 
 def _prompt_values(prompts: Any) -> list[BasePromptValue]:
-    if isinstance(prompts, str | bytes | BasePromptValue) or not isinstance(prompts, Iterable):
+    if isinstance(prompts, AsyncIterable):
+        raise OptionTypeError(f"generate() takes a list of prompts, not {type(prompts).__name__}; map() takes that too")
+    if isinstance(prompts, str | bytes | Mapping | BasePromptValue) or not isinstance(prompts, Iterable):
         raise OptionTypeError(
             f"generate() takes a list of prompts, not {type(prompts).__name__}; for one prompt use call()"
         )

@@ -137,7 +137,10 @@ def _messages(items: Sequence[Any]) -> tuple[ChatMessage, ...]:
                 f"a message is a ChatMessage or a mapping with 'role' and 'content', not {type(item).__name__}; "
                 "for several prompts use generate() or map()"
             )
-        _check_text(messages[-1].text)
+        last = messages[-1]
+        if last.content is None and not last.tool_calls:
+            raise OptionValueError(f"this message of role {last.role!r} has no content (nor tool_calls)")
+        _check_text(last.text)
     return tuple(messages)
 
 

@@ -150,6 +150,24 @@ async def test_a_prompt_that_is_no_prompt(model, endpoint, prompt):
     assert endpoint.requests == []
 
 
+async def test_a_message_that_says_nothing(model, endpoint):
+    for message in ({"role": "user"}, {"role": "user", "contents": "a slip"}, {"role": "assistant", "content": None}):
+        with pytest.raises(OptionValueError, match=f"message of role '{message['role']}' has no content"):
+            await model().call([message])
+    assert endpoint.requests == []
+
+
+async def test_several_prompts_that_are_no_list(model, endpoint):
+    async def prompts():
+        yield "x"
+
+    with pytest.raises(OptionTypeError, match=r"async_generator.*map\(\)"):
+        await model().generate(prompts())
+    with pytest.raises(OptionTypeError, match="list of prompts, not dict"):
+        await model().generate({"first": "x"})
+    assert endpoint.requests == []
+
+
 async def test_text_that_is_no_text(model, endpoint):
     with pytest.raises(OptionValueError, match="UTF-8"):
         await model().call("lone surrogate \ud800")

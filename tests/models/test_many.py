@@ -109,7 +109,7 @@ async def test_an_error_of_the_input_comes_after_what_was_read(asynchronous):
     assert sorted(seen) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("prompts", ["text", b"bytes", 5, None])
+@pytest.mark.parametrize("prompts", ["text", b"bytes", 5, None, {"name": "prompt"}])
 async def test_what_is_no_input(prompts):
     with pytest.raises(OptionTypeError):
         await collect(Echo(), prompts)
