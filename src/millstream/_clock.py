@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 __all__ = [
     "Expired",
@@ -94,6 +95,10 @@ async def run_until(loop: Any, deadline: float, function: Callable[..., Awaitabl
     except asyncio.CancelledError:
         if ours:
             raise Expired from None
+        if expired:
+            # A scope of anyio that was cancelled in the same moment knows its own cancellation only, and lets this one
+            # pass, which may be ours (a task group that waits for its tasks keeps the first it got). It gets its own.
+            await anyio.lowlevel.checkpoint_if_cancelled()
         raise
 
 
