@@ -39,7 +39,7 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            _check_number(f"deadlines.{name}", getattr(self, name), above=0.0)
+            check_number(f"deadlines.{name}", getattr(self, name), above=0.0)
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,9 +63,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     no connection) use up no retry; instead they end when their waits add up to this."""
 
     def __post_init__(self) -> None:
-        _check_int("max_retries", self.max_retries, low=0)
+        check_int("max_retries", self.max_retries, low=0)
         for name in ("transient_base", "transient_cap", "overload_base", "overload_cap", "max_wait"):
-            _check_number(name, getattr(self, name), low=0.0)
+            check_number(name, getattr(self, name), low=0.0)
 
 
 class CallOverrides(TypedDict, total=False):
@@ -130,26 +130,26 @@ class CallOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     def __post_init__(self) -> None:
         if self.stop is not None:
             msgspec.structs.force_setattr(self, "stop", _stop_texts(self.stop))
-        _check_number("temperature", self.temperature, low=0.0)
-        _check_int("max_tokens", self.max_tokens, low=1)
-        _check_number("top_p", self.top_p, above=0.0, high=1.0)
-        _check_int("top_k", self.top_k, low=-1)
-        _check_number("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
-        _check_number("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
-        _check_number("repetition_penalty", self.repetition_penalty, above=0.0)
-        _check_int("seed", self.seed, low=0, high=2**64 - 1)
-        _check_int("n", self.n, low=1)
+        check_number("temperature", self.temperature, low=0.0)
+        check_int("max_tokens", self.max_tokens, low=1)
+        check_number("top_p", self.top_p, above=0.0, high=1.0)
+        check_int("top_k", self.top_k, low=-1)
+        check_number("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
+        check_number("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
+        check_number("repetition_penalty", self.repetition_penalty, above=0.0)
+        check_int("seed", self.seed, low=0, high=2**64 - 1)
+        check_int("n", self.n, low=1)
         if not isinstance(self.logprobs, bool):
-            _check_int("logprobs", self.logprobs, low=0)
+            check_int("logprobs", self.logprobs, low=0)
         _check_response_format(self.response_format)
-        _check_mapping("extra_body", self.extra_body)
+        check_mapping("extra_body", self.extra_body)
         if self.tools is not None:
             if isinstance(self.tools, str | bytes | Mapping) or not isinstance(self.tools, Sequence):
                 raise OptionTypeError("tools is a list of mappings, one a function")
             for tool in self.tools:
-                _check_mapping("each of tools", tool)
+                check_mapping("each of tools", tool)
         if self.tool_choice is not None and not isinstance(self.tool_choice, str):
-            _check_mapping("tool_choice", self.tool_choice)
+            check_mapping("tool_choice", self.tool_choice)
         if self.deadlines is not None and not isinstance(self.deadlines, Deadlines):
             raise OptionTypeError(f"deadlines is a Deadlines(...), not {type(self.deadlines).__name__}")
 
@@ -237,7 +237,7 @@ def _check_response_format(value: Any) -> None:
     raise OptionTypeError("response_format is a JSON schema (mapping) or a msgspec.Struct type")
 
 
-def _check_mapping(name: str, value: Any) -> None:
+def check_mapping(name: str, value: Any) -> None:
     if value is not None and not isinstance(value, Mapping):
         raise OptionTypeError(f"{name} is a mapping, not {type(value).__name__}")
 
@@ -263,23 +263,29 @@ def check_tags(tags: Any) -> tuple[str, ...]:
     return made
 
 
-def _check_number(
+def check_number(
     name: str, value: Any, *, low: float | None = None, above: float | None = None, high: float | None = None
 ) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise OptionTypeError(f"{name} is a number, not {type(value).__name__}")
-    if not math.isfinite(value):
+    if not _is_finite(value):
         _refuse_value(name, value, "a finite number")
-    if above is not None and value <= above:
-        _refuse_value(name, value, f"over {above:g}" + (f" and at most {high:g}" if high is not None else ""))
-    if (low is not None and value < low) or (high is not None and value > high):
-        lowest = above if low is None else low
-        _refuse_value(name, value, f"at least {lowest:g}" + (f" and at most {high:g}" if high is not None else ""))
+    too_low = (low is not None and value < low) or (above is not None and value <= above)
+    if too_low or (high is not None and value > high):
+        least = f"at least {low:g}" if above is None else f"over {above:g}"
+        _refuse_value(name, value, least + (f" and at most {high:g}" if high is not None else ""))
 
 
-def _check_int(name: str, value: Any, *, low: int, high: int | None = None, optional: bool = True) -> None:
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
+def check_int(name: str, value: Any, *, low: int, high: int | None = None, optional: bool = True) -> None:
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int):
@@ -291,10 +297,6 @@ def _check_int(name: str, value: Any, *, low: int, high: int | None = None, opti
 def _refuse_value(name: str, value: Any, allowed: str) -> NoReturn:
     raise OptionValueError(f"{name} must be {allowed}, not {value!r}")
 
-
-check_int = _check_int
-check_mapping = _check_mapping
-check_number = _check_number
 
 # -- the environment -------------------------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ async def test_an_unknown_keyword_of_a_call():
 
 
 BAD_VALUES = [
-    ("temperature", -0.1), ("temperature", float("nan")), ("temperature", float("inf")), ("max_tokens", 0),
+    ("temperature", -0.1), ("temperature", 10**400), ("temperature", float("nan")), ("temperature", float("inf")), ("max_tokens", 0),
     ("max_tokens", -5), ("top_p", 0), ("top_p", 1.5), ("top_k", -2), ("frequency_penalty", 3),
     ("presence_penalty", -2.5), ("repetition_penalty", 0), ("seed", -1), ("seed", 2**64), ("n", 0), ("logprobs", -1),
     ("stop_sequences", [""]), ("api", "speech"), ("endpoint_url", "not a url"), ("endpoint_url", "ws://host"),
