@@ -8,14 +8,14 @@ from contextlib import suppress
 from typing import Any
 
 from millstream import _clock
-from millstream._assembly import chunks_of
+from millstream._assembly import ResultBuilder, chunks_of
 from millstream._config import CallOptions, Deadlines
 from millstream._errors import DeadlineError, DeadlineName, MillstreamError, ProtocolError, UsageError
 from millstream._headers import provider, request_id
 from millstream._prompts import BasePromptValue
 from millstream._results import GenerationChunk, LLMResult
 from millstream._secret import Secret
-from millstream._sse import is_event_stream
+from millstream._sse import is_event_stream, starts_like_events
 from millstream._transport._seam import BodyStream, Request, Response, Route, Timeouts, Transport
 from millstream._wire import Dialect, StreamDecoder
 from millstream._wire.errors import decode_error
@@ -69,7 +69,7 @@ class Exchange:
         response: Response | None = None
         try:
             response = await self._send(self._plain, body, timeouts, stream=False)
-            return self.dialect.decode(response.body, prompt, options)
+            return self._decode(response.body, prompt, options)
         except MillstreamError as error:
             self.add_facts(error, response)
             raise
@@ -142,10 +142,25 @@ class Exchange:
     ) -> LLMResult:
         """A server that does not stream answers at once: take it as it is."""
         try:
-            return self.dialect.decode(body, prompt, options)
+            return self._decode(body, prompt, options)
         except MillstreamError as error:
             self.add_facts(error, response)
             raise
+
+    def _decode(self, body: bytes, prompt: BasePromptValue, options: CallOptions) -> LLMResult:
+        """A whole answer; events are read too, from a server that always streams or does not say that it does."""
+        try:
+            return self.dialect.decode(body, prompt, options)
+        except ProtocolError:
+            if not starts_like_events(body):
+                raise
+        decoder = self.dialect.stream_decoder(prompt, options)
+        builder = ResultBuilder()
+        for chunk in (*decoder.receive_data(body), *decoder.receive_eof()):
+            builder.add(chunk)
+        if decoder.error is not None:
+            raise decoder.error
+        return builder.build()
 
     def add_facts(self, error: MillstreamError, response: Response | None) -> None:
         """Tell in `error` whom it is about; and see that no key is in it, which a server may have sent back."""

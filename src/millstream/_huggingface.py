@@ -31,7 +31,7 @@ from millstream._llm import BaseLLM, BaseLLMParams
 from millstream._origin import parse_url
 from millstream._prompts import BasePromptValue
 from millstream._results import LLMResult
-from millstream._routes import APIS, Api, RouteSpec, check_model, routes_for, sibling_path
+from millstream._routes import APIS, ROUTER, Api, RouteSpec, check_model, routes_for, sibling_path
 from millstream._secret import Secret
 from millstream._streams import ChunkSource
 from millstream._tokens import TokenCounter
@@ -39,7 +39,7 @@ from millstream._transport._seam import Request, Route, Transport
 from millstream._transport.choice import choose_transport, is_transport
 from millstream._version import __version__
 from millstream._wire import DIALECTS
-from millstream._wire.errors import decode_error
+from millstream._wire.errors import ROUTE_NOT_FOUND, decode_error
 from millstream.callbacks import CallbackManagerForLLMRun
 
 if TYPE_CHECKING:
@@ -249,9 +249,10 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         """The ``model`` of the request's body: at Hugging Face always, elsewhere only if one was named."""
         if route.api == "text-generation":
             return None
-        if self.endpoint_url is None:
-            return f"{self.model}:{self.provider}" if self.provider and ":" not in self.model else self.model
-        return self._named_model
+        name = self.model if self.endpoint_url is None else self._named_model
+        if name and self.provider and ":" not in name and route[1:] == (ROUTER, "/v1/chat/completions"):
+            return f"{name}:{self.provider}"
+        return name
 
     def _authorization(self, route: RouteSpec) -> list[tuple[str, str]]:
         key = self._credential(route)
@@ -454,7 +455,7 @@ def _is_loopback(host: str) -> bool:
 
 def _is_missing_dialect(error: StatusError) -> bool:
     """No such route here, or a base model that has no chat template: another dialect may do."""
-    return error.status_code in (404, 405, 501) or error.kind == "template_error"
+    return error.status_code in (404, 501) or error.kind in (ROUTE_NOT_FOUND, "template_error")
 
 
 def _check_allowed(endpoint: Any, allowed_hosts: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from millstream._errors import ProtocolError
 
-__all__ = ["MAX_EVENT_BYTES", "SSEDecoder", "ServerSentEvent", "is_event_stream"]
+__all__ = ["MAX_EVENT_BYTES", "SSEDecoder", "ServerSentEvent", "is_event_stream", "starts_like_events"]
 
 MAX_EVENT_BYTES = 1024 * 1024
 
@@ -47,6 +47,11 @@ def is_event_stream(content_type: str | None) -> bool:
     if content_type is None:
         return False
     return content_type.partition(";")[0].partition(",")[0].strip().lower() == "text/event-stream"
+
+
+def starts_like_events(data: bytes) -> bool:
+    """Whether a body looks like an event stream: it starts with a field or a comment, as no JSON does."""
+    return data[:100].removeprefix(_BOM).lstrip().startswith((b"data:", b"event:", b"id:", b"retry:", b":"))
 
 
 class SSEDecoder:

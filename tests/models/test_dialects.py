@@ -72,6 +72,21 @@ async def test_other_refusals_end_the_search(model, endpoint):
     assert len(endpoint.requests) == 1
 
 
+async def test_a_405_with_a_reason_is_that_reason():
+    text = "json_schema response format is not supported for model: x"
+    transport = ScriptedTransport(Answer.json({"error": text}, 405))
+    with pytest.raises(BadRequestError, match=text):
+        await HuggingFaceInference(endpoint_url="http://llm.invalid", transport=transport).call("x")
+    assert len(transport.requests) == 1
+
+
+@pytest.mark.parametrize("body", [{"detail": "Method Not Allowed"}, {}])
+async def test_a_405_without_one_is_a_missing_dialect(body):
+    transport = ScriptedTransport(Answer.json(body, 405), Answer.json({"choices": [{"text": "a"}]}))
+    assert await HuggingFaceInference(endpoint_url="http://llm.invalid", transport=transport).call("x") == "a"
+    assert [request.route.target for request in transport.requests] == [PATHS["chat"], PATHS["completions"]]
+
+
 @pytest.mark.parametrize("server", ["tgi", "vllm"])
 async def test_a_model_that_does_not_exist(model, server):
     async with FakeEndpoint(server=server, models=["there"]) as endpoint:
@@ -106,6 +121,26 @@ async def test_the_model_is_sent_where_it_is_named():
     await elsewhere.call("x")
     assert "model" not in transport.bodies[-1]  # TGI would take it for the name of an adapter
     assert elsewhere.model == "gpt2"
+
+
+@pytest.mark.parametrize(
+    ("endpoint_url", "api", "sent"),
+    [
+        (None, "chat", "org/m:novita"),
+        ("https://router.huggingface.co/v1", "chat", "org/m:novita"),
+        (None, "completions", "org/m"),  # the provider's own route, not the router's
+        ("http://llm.invalid/v1", "chat", "org/m"),
+    ],
+)
+async def test_the_provider_is_said_to_the_router_only(endpoint_url, api, sent):
+    text = {"index": 0, "message": {"content": "a"}, "text": "a", "finish_reason": "stop"}
+    transport = ScriptedTransport(Answer.json({"choices": [text]}))
+    llm = HuggingFaceInference(
+        "org/m", provider="novita", endpoint_url=endpoint_url, api=api, api_key="hf_x", allow_http_key=True,
+        transport=transport,
+    )  # fmt: skip
+    await llm.call("x")
+    assert transport.bodies[0]["model"] == sent
 
 
 async def test_tools_need_a_chat(model, endpoint):

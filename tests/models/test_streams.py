@@ -133,6 +133,29 @@ async def test_a_server_that_does_not_stream_answers_whole(model):
     assert [chunk.text async for chunk in llm.stream("x")] == ["all at once"]
 
 
+EVENTS = b"".join(chat_events("all ", "at once", end=True))
+
+
+@pytest.mark.parametrize("kind", ["text/event-stream; charset=utf-8", "application/json", "text/plain", ""])
+@pytest.mark.parametrize("start", [b"", b": hello\r\n\r\n", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_events_are_read_whatever_the_server_calls_them_and_whoever_asked(kind, start, streamed):
+    answer = Answer(200, {"content-type": kind} if kind else {}, [start + EVENTS], 0.0, stalls=False)
+    llm = HuggingFaceInference(
+        endpoint_url="http://llm.invalid", api="chat", transport=ScriptedTransport(answer), max_retries=0
+    )
+    assert (await llm.stream("x").result()).text == "all at once" if streamed else await llm.call("x") == "all at once"
+
+
+async def test_events_without_their_end_are_no_whole_answer():
+    answer = Answer(200, {"content-type": "application/json"}, chat_events("all "), 0.0, stalls=False)
+    llm = HuggingFaceInference(
+        endpoint_url="http://llm.invalid", api="chat", transport=ScriptedTransport(answer), max_retries=0
+    )
+    with pytest.raises(TruncatedStreamError):
+        await llm.call("x")
+
+
 async def test_two_tasks_can_not_read_one_stream(model):
     async with FakeEndpoint(faults=[Fault.stall(after_events=1)]) as endpoint:
         llm = model(endpoint_url=endpoint.url, api="chat")

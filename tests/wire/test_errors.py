@@ -333,6 +333,16 @@ def test_a_missing_route_is_told_from_something_else_that_is_missing(body, kind)
     assert error.kind == kind
 
 
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [(b"", ROUTE_NOT_FOUND), ({"detail": "Method Not Allowed"}, ROUTE_NOT_FOUND), ({"error": "not for x"}, None)],
+)
+def test_a_route_that_takes_no_post_is_a_missing_one(body, kind):
+    error = error_of(405, body)
+    assert type(error) is BadRequestError
+    assert error.kind == kind
+
+
 # Errors inside of 200
 
 

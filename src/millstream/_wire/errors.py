@@ -37,7 +37,7 @@ from millstream._headers import Header, clamp_wait, provider, request_id, retry_
 __all__ = ["ROUTE_NOT_FOUND", "decode_error", "error_in_body", "without_keys"]
 
 ROUTE_NOT_FOUND = "route_not_found"
-"""The `kind` of a 404 that says nothing of a model: the server has no such route, and may speak another dialect."""
+"""The `kind` of a 404 or 405 that says no more: the server has no such route, and may speak another dialect."""
 
 _READ_BYTES = 64 * 1024
 """How much of an error's body is looked at."""
@@ -75,7 +75,7 @@ def decode_error(status: int, header: Header, body: bytes, *, host: str, now: fl
     if status < 300:
         status = _derived_status(told)
     kind = _class_of(status, told)
-    if kind is NotFoundError and status == 404 and _is_route_missing(told.message):
+    if status in (404, 405) and kind in (NotFoundError, BadRequestError) and _is_route_missing(told.message):
         told = told._replace(kind=ROUTE_NOT_FOUND)
     if not told.message:
         told = told._replace(message=_message_without_words(status, body, host))
@@ -440,6 +440,7 @@ _ROUTE_MISSING = frozenset(
         "page not found",
         "404: not found",
         "route not found",
+        "method not allowed",
         "no route matched with those values",
     }
 )
