@@ -6,6 +6,11 @@ async with HuggingFaceInference(model="HuggingFaceTB/SmolLM3-3B", max_tokens=128
     text = await llm.call("Why is the sky blue?")
     async for chunk in llm.stream("Tell me a story"):
         print(chunk.text, end="")
+
+One prompt: `HuggingFaceInference.call` and `stream`; many: `generate`, `map`, `stream_many`. What can be set:
+`HuggingFaceParams` for a model, `CallOptions` for a call, `Deadlines`, `RetryPolicy` and `AsyncCaller` for when and how
+often. A model of your own: `LLM`. Errors are `MillstreamError`; their tree is ``help(millstream._errors)``.
+Without a server: `millstream.testing`.
 """
 
 from typing import TYPE_CHECKING, Any
