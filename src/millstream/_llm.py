@@ -208,7 +208,11 @@ class BaseLLM(BaseLanguageModel):
         values = _prompt_values(prompts)
         options, listeners = self._options(stop, overrides), self._listeners(callbacks)
         if len(values) == 1:
-            return await self._run(values[0], options, listeners).answer()
+            try:
+                return await self._run(values[0], options, listeners).answer()
+            except MillstreamError as error:
+                error.prompt_index = 0
+                raise
         return LLMResult.join(await self._generate_all(values, options, listeners))
 
     async def generate_prompt(

@@ -112,6 +112,9 @@ async def test_the_first_error_is_raised_with_its_prompt(model, endpoint):
         await llm.generate(["a", "b", "c"])
     assert caught.value.prompt_index == 0
     assert "prompt 0 of 3" in caught.value.__notes__[0]
+    with pytest.raises(BadRequestError) as caught:
+        await llm.generate(["a"])
+    assert caught.value.prompt_index == 0
     await endpoint.wait_for(lambda: endpoint.in_flight == 0)
 
 
