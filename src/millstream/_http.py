@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
 from millstream import _clock
 from millstream._assembly import ResultBuilder, chunks_of
 from millstream._config import CallOptions, Deadlines
 from millstream._errors import DeadlineError, DeadlineName, MillstreamError, ProtocolError, UsageError
 from millstream._headers import provider, request_id
 from millstream._prompts import BasePromptValue
-from millstream._results import GenerationChunk, LLMResult
+from millstream._results import GenerationChunk, LLMResult, token_usage
 from millstream._secret import Secret
 from millstream._sse import is_event_stream, starts_like_events
 from millstream._transport._seam import BodyStream, Request, Response, Route, Timeouts, Transport
@@ -69,7 +71,7 @@ class Exchange:
         response: Response | None = None
         try:
             response = await self._send(self._plain, body, timeouts, stream=False)
-            return self._decode(response.body, prompt, options)
+            return _with_prompt_tokens(self._decode(response.body, prompt, options), response)
         except MillstreamError as error:
             self.add_facts(error, response)
             raise
@@ -274,6 +276,21 @@ def _hide_in(error: MillstreamError, key: Secret) -> None:
         text = getattr(error, name, None)
         if isinstance(text, str):
             setattr(error, name, key.hide_in(text))
+
+
+def _with_prompt_tokens(result: LLMResult, response: Response) -> LLMResult:
+    """TGI tells the length of the prompt in a header where its body does not."""
+    usage = result.usage
+    if usage is None or usage.input_tokens is not None:
+        return result
+    told = response.header(b"x-prompt-tokens") or ""
+    if not (told.isascii() and told.isdigit() and len(told) < _MANY_DIGITS):
+        return result
+    usage = msgspec.structs.replace(usage, input_tokens=int(told))
+    return msgspec.structs.replace(result, usage=usage, llm_output=token_usage(usage))
+
+
+_MANY_DIGITS = 16
 
 
 def _named(error: DeadlineError, name: DeadlineName, seconds: float | None) -> DeadlineError:

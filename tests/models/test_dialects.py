@@ -149,6 +149,19 @@ async def test_tools_need_a_chat(model, endpoint):
     assert endpoint.requests == []
 
 
+@pytest.mark.parametrize(("told", "tokens"), [("7", 7), ("", None), ("-1", None), ("٣", None), ("9" * 5000, None)])
+async def test_the_length_of_the_prompt_is_in_a_header_where_the_body_has_none(told, tokens):
+    body = {"generated_text": "a", "details": {"finish_reason": "length", "generated_tokens": 2, "seed": None}}
+    answer = Answer.json(body)
+    answer.headers += ((b"x-prompt-tokens", told.encode()),)
+    llm = HuggingFaceInference(
+        endpoint_url="http://llm.invalid", api="text-generation", transport=ScriptedTransport(answer)
+    )
+    result = await llm.generate(["x"])
+    assert (result.usage.input_tokens, result.usage.output_tokens) == (tokens, 2)
+    assert result.llm_output["tokenUsage"].get("promptTokens") == tokens
+
+
 async def test_parameters_that_a_model_does_not_know_are_left_out_once():
     """What transformers-served models answer; huggingface_hub does the same."""
     refusal = Answer.json(
