@@ -13,6 +13,7 @@ import msgspec
 from millstream import _clock, _config
 from millstream._config import CallOptions, CallOverrides, Deadlines, check_bool, refuse_unknown
 from millstream._errors import (
+    AuthenticationError,
     BadRequestError,
     ClosedError,
     DeserializationError,
@@ -35,7 +36,7 @@ from millstream._routes import APIS, ROUTER, Api, RouteSpec, check_model, routes
 from millstream._secret import Secret
 from millstream._streams import ChunkSource
 from millstream._tokens import TokenCounter
-from millstream._transport._seam import Request, Route, Transport
+from millstream._transport._seam import Request, Route, Timeouts, Transport
 from millstream._transport.choice import choose_transport, is_transport
 from millstream._version import __version__
 from millstream._wire import DIALECTS
@@ -71,7 +72,7 @@ class HuggingFaceParams(BaseLLMParams, CallOverrides, total=False):
     bill_to: str | None
     """The organisation that pays (``X-HF-Bill-To``)."""
     headers: Mapping[str, str] | None
-    """Further headers for every request."""
+    """Further headers for every request; one of the same name as one of ours, ``Authorization`` too, takes its place."""
     stop_sequences: str | Sequence[str] | None
     """`stop` for calls that say none."""
     tokenizer: str | os.PathLike[str] | None
@@ -190,13 +191,13 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         if len(exchanges) == 1:
             try:
                 return await ask(exchanges[0])
-            except ModelNotFoundError as error:
+            except (ModelNotFoundError, AuthenticationError) as error:
                 raise self._explained(error) from None
         refused: list[str] = []
         for exchange in list(exchanges):
             try:
                 answer = await ask(exchange)
-            except ModelNotFoundError as error:
+            except (ModelNotFoundError, AuthenticationError) as error:
                 raise self._explained(error) from None
             except (NotFoundError, BadRequestError) as error:
                 if not _is_missing_dialect(error):
@@ -213,9 +214,14 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
             provider=self._routes[0].origin.host if self._routes else None,
         )
 
-    def _explained(self, error: ModelNotFoundError) -> ModelNotFoundError:
-        if self._named_model is None:
-            error.args = (f"{error.args[0]}; set model= to one that the endpoint serves",)
+    def _explained(self, error: StatusError) -> StatusError:
+        hint = ""
+        if isinstance(error, ModelNotFoundError) and self._named_model is None:
+            hint = "; set model= to one that the endpoint serves"
+        elif isinstance(error, AuthenticationError) and not self._credential_fingerprint():
+            hint = "; no key was sent: give api_key= (one from the environment goes only to Hugging Face's own hosts)"
+        if hint:
+            error.args = (f"{error.args[0]}{hint}",)
         return error
 
     async def _prepare(self) -> list[Exchange]:
@@ -242,8 +248,10 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         )
 
     def _prepared(self, route: RouteSpec, path: str, accept: str) -> Route:
-        headers = self._headers
-        return Route("POST", route.origin, path, [*headers, *self._authorization(route), ("Accept", accept)])
+        own = {name.lower() for name, _ in self._headers}
+        ours = [*self._authorization(route), ("Accept", accept)]
+        headers = [*self._headers, *(line for line in ours if line[0].lower() not in own)]
+        return Route("POST", route.origin, path, headers)
 
     def _model_field(self, route: RouteSpec) -> str | None:
         """The ``model`` of the request's body: at Hugging Face always, elsewhere only if one was named."""
@@ -323,7 +331,9 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         await self._prepare()
         route = self._routes[0]
         at = self._prepared(route, sibling_path(route, name), "application/json")
-        response = await self._transport_for(route).send(Request(at, body))
+        deadlines = self.options.deadlines or Deadlines()
+        timeouts = Timeouts(deadlines.connect, deadlines.write, deadlines.first_token)
+        response = await self._transport_for(route).send(Request(at, body, timeouts=timeouts))
         if response.status == 200:
             return response.body
         if response.status in (429, 500, 502, 503, 504):

@@ -191,7 +191,7 @@ def test_hugging_face_needs_a_key(millstream):
         (["--timeout", "0", "x"], "'--timeout'"),
         (["--stop", "", "x"], "a stop text may not be empty"),
         (["--api", "grpc", "x"], "'grpc' is not one of 'auto', 'chat'"),
-        (["--model", "a b", "x"], "'a b' can't be (part of) a model's name"),
+        (["--model", "a b", "x"], "'a b' can't be a model's name"),
         (["--endpoint", "localhost:8000", "x"], "starts with http:// or https://"),
         (["--endpoint", "http://user:pass@host", "x"], "give the key by --api-key-env"),
         (["--endpoint", "http://host/v1/completions", "--api", "chat", "x"], "so --api 'chat' can't be right"),

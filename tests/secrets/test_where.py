@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millstream import (
+    AuthenticationError,
     DeserializationError,
     HuggingFaceInference,
     MissingKeyError,
@@ -37,6 +38,7 @@ class Wire:
 
     async def send(self, request) -> Response:
         headers = {name.decode().lower(): value.decode() for name, value in request.route.headers}
+        assert len(headers) == len(request.route.headers), "a header that is sent twice"
         self.sent.append((str(request.route.origin), headers))
         assert request.route.head.count(b"\r\n") == len(request.route.headers) + 2  # request line, Host
         return Response(200, ((b"content-type", b"application/json"),), CHAT)
@@ -52,6 +54,14 @@ async def key_sent_to(url: str | None, **options) -> str | None:
     assert await llm.call("x") == "hi"
     ((_, headers),) = wire.sent
     return headers.get("authorization")
+
+
+@pytest.mark.parametrize("url", [None, "https://llm.example.com"])
+async def test_a_header_of_ones_own_is_the_only_one(url, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", KEY)
+    for given in ({}, {"api_key": KEY}):
+        own = {"authorization": f"Bearer {OTHER}", "accept": "application/json"}
+        assert await key_sent_to(url, headers=own, **given) == f"Bearer {OTHER}"
 
 
 OFFICIAL = [
@@ -122,6 +132,20 @@ def test_no_other_name_is_official(name, scheme):
 
 
 ORDER = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "HUGGINGFACEHUB_API_KEY")
+
+
+async def test_an_endpoint_that_got_no_key_and_wants_one(endpoint, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", KEY)
+    endpoint.api_key = "another"
+    async with HuggingFaceInference(endpoint_url=endpoint.url) as llm:
+        for ask in (llm.call("x"), llm.stream("x").result()):
+            with pytest.raises(AuthenticationError, match=r"no key was sent.*give api_key=") as caught:
+                await ask
+            assert KEY not in str(caught.value)
+    async with HuggingFaceInference(endpoint_url=endpoint.url, api_key=KEY) as llm:
+        with pytest.raises(AuthenticationError) as caught:
+            await llm.call("x")
+        assert "no key was sent" not in str(caught.value)
 
 
 async def test_where_a_key_is_looked_for(monkeypatch, tmp_path):

@@ -33,9 +33,9 @@ def one_line(text: str) -> str:
 def told(error: BaseException) -> str:
     """What to say about an error, on one line, with this command's options in place of the library's keywords."""
     text = one_line(str(error))
-    if isinstance(error, UsageError | NotFoundError):
+    if isinstance(error, UsageError | NotFoundError | AuthenticationError):
         text = _KEYWORD.sub(lambda found: _OPTIONS[found[1]] + (" '" if found[2] else ""), text)
-    if isinstance(error, AuthenticationError):
+    if isinstance(error, AuthenticationError) and "--api-key-env" not in text:
         text += "; --api-key-env names the variable with the key for an endpoint that is not Hugging Face's"
     return text
 
