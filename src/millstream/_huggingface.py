@@ -72,7 +72,7 @@ class HuggingFaceParams(BaseLLMParams, CallOverrides, total=False):
     bill_to: str | None
     """The organisation that pays (``X-HF-Bill-To``)."""
     headers: Mapping[str, str] | None
-    """Further headers for every request; one of the same name as one of ours, ``Authorization`` too, takes its place."""
+    """Further headers for every request. They take the place of ours of the same name, ``Authorization`` among them."""
     stop_sequences: str | Sequence[str] | None
     """`stop` for calls that say none."""
     tokenizer: str | os.PathLike[str] | None
@@ -248,10 +248,13 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         )
 
     def _prepared(self, route: RouteSpec, path: str, accept: str) -> Route:
-        own = {name.lower() for name, _ in self._headers}
-        ours = [*self._authorization(route), ("Accept", accept)]
-        headers = [*self._headers, *(line for line in ours if line[0].lower() not in own)]
-        return Route("POST", route.origin, path, headers)
+        return Route("POST", route.origin, path, self._header_lines(route, accept))
+
+    def _header_lines(self, route: RouteSpec, accept: str) -> list[tuple[str, str]]:
+        """The user's, and those of ours whose names are not among them."""
+        given = {name.lower() for name, _ in self._headers}
+        ours = (*self._authorization(route), ("Accept", accept))
+        return [*self._headers, *(line for line in ours if line[0].lower() not in given)]
 
     def _model_field(self, route: RouteSpec) -> str | None:
         """The ``model`` of the request's body: at Hugging Face always, elsewhere only if one was named."""

@@ -10,6 +10,7 @@ import pytest
 
 from millstream import (
     ClosedError,
+    Deadlines,
     HuggingFaceInference,
     MissingExtraError,
     MissingKeyError,
@@ -218,3 +219,11 @@ async def test_a_server_that_is_full_is_asked_again():
     first, second = await llm.get_num_tokens("x" * 40), await llm.get_num_tokens("x" * 40)
     assert (first, first.exact) == (10, False)
     assert (second, second.exact) == (3, True)
+
+
+async def test_a_server_is_not_waited_for_without_a_bound():
+    transport = ScriptedTransport(Answer.json({"tokens": [1]}))
+    for deadlines in (None, Deadlines(connect=1, write=2, first_token=3)):
+        llm = HuggingFaceInference(endpoint_url="http://llm.invalid", transport=transport, deadlines=deadlines)
+        assert await llm.get_num_tokens("x") == 1
+    assert [request.timeouts[:3] for request in transport.requests] == [(5, 30, 120), (1, 2, 3)]

@@ -59,9 +59,9 @@ async def key_sent_to(url: str | None, **options) -> str | None:
 @pytest.mark.parametrize("url", [None, "https://llm.example.com"])
 async def test_a_header_of_ones_own_is_the_only_one(url, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", KEY)
-    for given in ({}, {"api_key": KEY}):
+    for key in ({}, {"api_key": KEY}):
         own = {"authorization": f"Bearer {OTHER}", "accept": "application/json"}
-        assert await key_sent_to(url, headers=own, **given) == f"Bearer {OTHER}"
+        assert await key_sent_to(url, headers=own, **key) == f"Bearer {OTHER}"
 
 
 OFFICIAL = [
