@@ -61,8 +61,7 @@ async def test_streams_tell_their_tokens(model, api, server):
         result = await stream.result()
     assert result.usage == told[-1]
     assert result.usage.output_tokens == whole.usage.output_tokens == 4  # the end is one
-    if api != "text-generation":
-        assert result.usage.input_tokens == whole.usage.input_tokens == 3
+    assert result.usage.input_tokens == whole.usage.input_tokens == 3
     assert result.llm_output["tokenUsage"]["completionTokens"] == 4
     assert heard.events[-1].result.usage == result.usage
 

@@ -14,6 +14,7 @@ from millstream.testing._asked import Asked
 from millstream.testing._behaviour import Server
 from millstream.testing._faults import Fault
 from millstream.testing._replies import DONE, StreamEvent, data
+from millstream.testing._text import split_tokens
 
 __all__ = ["Close", "Pause", "Send", "Slot", "Stall", "Step", "Tokens", "answer_script", "generation_script"]
 
@@ -202,7 +203,13 @@ def _compute_headers(wire: Wire, asked: Asked, tokens: int) -> Pairs:
     if wire.server != "tgi":
         return wire.extra
     characters = sum(map(len, asked.prompts))
-    own = [("x-compute-type", "fake"), ("x-compute-characters", str(characters)), ("x-generated-tokens", str(tokens))]
+    prompt_tokens = sum(len(split_tokens(prompt)) for prompt in asked.prompts)
+    own = [
+        ("x-compute-type", "fake"),
+        ("x-compute-characters", str(characters)),
+        ("x-prompt-tokens", str(prompt_tokens)),
+        ("x-generated-tokens", str(tokens)),
+    ]
     return [*own, *wire.extra]
 
 
