@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from millstream import local
-from millstream._errors import MissingExtraError, OptionValueError
+from millstream._errors import MissingExtraError, OptionTypeError, OptionValueError
 
 pytestmark = pytest.mark.local_model
 
@@ -62,6 +62,12 @@ def test_other_options_are_refused(server):
 @pytest.mark.parametrize("options", [{"slots": 0}, {"context": -1}, {"threads": 0}, {"model_path": "/no/such.gguf"}])
 def test_what_can_not_be(options):
     with pytest.raises(OptionValueError, match=next(iter(options))):
+        local.local_server(**options)
+
+
+@pytest.mark.parametrize("options", [{"slots": "4"}, {"slots": None}, {"context": 1.5}, {"threads": True}])
+def test_what_is_no_number(options):
+    with pytest.raises(OptionTypeError, match=next(iter(options))):
         local.local_server(**options)
 
 

@@ -43,7 +43,7 @@ from millstream._config import CallOptions, CallOverrides, Deadlines, RetryPolic
 
 # Calling
 from millstream._backoff import Verdict, classify
-from millstream._caller import AsyncCaller, CallerOptions, CallerStatistics
+from millstream._caller import AsyncCaller, CallObserver, CallerOptions, CallerOutcome, CallerStatistics, Lease
 
 # Callbacks and events
 from millstream._events import (
@@ -120,12 +120,14 @@ __all__ = [
     "BaseLanguageModel",
     "BasePromptValue",
     "CacheHitEvent",
+    "CallObserver",
     "CallOptions",
     "CallOverrides",
     "CallbackManager",
     "CallbackManagerForLLMRun",
     "Callbacks",
     "CallerOptions",
+    "CallerOutcome",
     "CallerStatistics",
     "CertificateError",
     "ChatMessage",
@@ -151,6 +153,7 @@ __all__ = [
     "LLMResult",
     "LLMStartEvent",
     "LLMStream",
+    "Lease",
     "LocalProtocolError",
     "LoggingCallbackHandler",
     "MillstreamError",

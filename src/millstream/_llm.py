@@ -358,8 +358,10 @@ class LLM(BaseLLM):
             async def _call(self, prompt, options, run):
                 return prompt
 
-    Everything else is there then: `generate` with bounded concurrency, `map`, `stream`, retries of errors that may
-    pass (`ConnectionError`, `TimeoutError`, those of httpx, and any with a ``status_code``), limits, cache, events.
+    Everything else is there then: `generate` with bounded concurrency, `map`, `stream`, limits, cache, events, and
+    retries of errors that may pass: `ConnectionError`, `TimeoutError`, Millstream's own, and any that has a
+    ``status_code`` or a ``response.status_code``. (httpx's errors without an answer are none of these: raise
+    `ConnectError` or `ReadError` from them.)
     """
 
     @abstractmethod

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import anyio.to_thread
 
+from millstream._config import check_int
 from millstream._errors import ConnectError, MissingExtraError, OptionValueError
 
 __all__ = ["LocalServer", "local_endpoint", "local_server"]
@@ -119,13 +120,14 @@ def local_server(
 
     Raises:
         MissingExtraError: llama.cpp or the model's package is not installed.
+        OptionTypeError: a number that is no whole one.
         OptionValueError: a number below 1, no such file or no model in it, a port that is taken, or the server
             already runs with other options.
         ConnectError: the server could not be started.
     """
-    for name, value in (("slots", slots), ("context", context), ("threads", threads)):
-        if value is not None and value < 1:
-            raise OptionValueError(f"{name} must be at least 1, not {value}")
+    check_int("slots", slots, low=1, optional=False)
+    check_int("context", context, low=1, optional=False)
+    check_int("threads", threads, low=1)
     path = _weights() if model_path is None else Path(model_path)
     if not path.is_file():
         raise OptionValueError(f"model_path: there is no file {str(path)!r}")

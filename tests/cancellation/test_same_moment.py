@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import anyio
 import pytest
@@ -44,8 +45,22 @@ async def test_a_scope_around_a_call_gets_its_cancellation(seconds):
     await anyio.sleep(10)
 
 
+@pytest.mark.parametrize("anyio_backend", manual_backends())
+async def test_a_deadline_holds_for_who_swallows_its_cancellation():
+    """As scopes of anyio before 4.16 do, if theirs arrives in the same moment."""
+
+    async def stubborn() -> None:
+        with suppress(anyio.get_cancelled_exc_class()):
+            await anyio.sleep_forever()
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(60), pytest.raises(DeadlineError, match="not finished within 5 s"):
+        await AsyncCaller(deadlines=Deadlines(total=5)).call(stubborn)
+    await anyio.sleep(60)
+
+
 @pytest.mark.parametrize("seconds", [4.5, 5, 5.5])
-def test_so_does_a_timeout_of_asyncio(seconds):
+def test_a_timeout_of_asyncio_gets_its_cancellation(seconds):
     async def main() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -60,7 +75,7 @@ def test_so_does_a_timeout_of_asyncio(seconds):
 
 
 @pytest.mark.parametrize("seconds", [4.5, 5, 5.5])
-def test_so_does_who_cancels_the_task(seconds):
+def test_who_cancels_the_task_is_heeded(seconds):
     async def main() -> None:
         task = asyncio.ensure_future(AsyncCaller(deadlines=Deadlines(total=5)).call(work))
         asyncio.get_running_loop().call_later(seconds, task.cancel)
