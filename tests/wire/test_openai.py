@@ -325,6 +325,15 @@ def test_what_is_no_answer(wire, body):
 
 @BOTH
 @pytest.mark.parametrize(
+    ("body", "why"), [(b"", "it is empty"), (b" \n", "it is empty"), (b"\n<!doctype html>", "endpoint_url right")]
+)
+def test_what_is_no_answer_and_plainly_so(wire, body, why):
+    with pytest.raises(ProtocolError, match=why):
+        decoded(wire, body)
+
+
+@BOTH
+@pytest.mark.parametrize(
     ("value", "kind"),
     [
         ({"error": {"message": "Bad", "type": "BadRequestError", "code": 400}}, BadRequestError),

@@ -153,6 +153,11 @@ def refuse_body(data: bytes, why: str | ProtocolError) -> NoReturn:
 
 
 def _not_understood(why: str, data: bytes) -> ProtocolError:
+    start = data.lstrip()[:1]
+    if not start:
+        why = "it is empty"
+    elif start == b"<":
+        why = "it is a page (HTML or XML), no JSON; is endpoint_url right?"
     return ProtocolError(
         f"the server's answer can't be understood: {why}", status_code=200, body=without_keys(excerpt(data))
     )
