@@ -100,11 +100,10 @@ async def run_until(loop: Any, deadline: float, function: Callable[..., Awaitabl
             timer.cancel()
             for _ in range(expired):
                 task.uncancel()
-            ours = expired > 0 and task.cancelling() <= before  # else somebody has cancelled it besides
     except asyncio.CancelledError:
-        if ours:
+        if expired and task.cancelling() <= before:
             raise Expired from None
-        if expired:
+        if expired:  # and somebody else has cancelled it too
             # A scope of anyio that was cancelled in the same moment knows its own cancellation only, and lets this one
             # pass, which may be ours (a task group that waits for its tasks keeps the first it got). It gets its own.
             await anyio.lowlevel.checkpoint_if_cancelled()
