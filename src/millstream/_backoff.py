@@ -23,12 +23,14 @@ from millstream._config import RetryPolicy
 
 __all__ = [
     "FINAL",
+    "NO_CONNECTION",
     "RULES",
     "RetryBudget",
     "RetrySchedule",
     "Rule",
     "Signal",
     "Verdict",
+    "WRONG_ADDRESS",
     "classify",
     "next_delay",
     "retry_after",
@@ -58,7 +60,9 @@ class Verdict(msgspec.Struct, frozen=True):
 
 FINAL = Verdict(retry=False)
 _UNPROCESSED = Verdict(retry=True, counted=False)
-_NO_CONNECTION = Verdict(retry=True, counted=False, signal="transient")
+NO_CONNECTION = Verdict(retry=True, counted=False, signal="transient")
+WRONG_ADDRESS = Verdict(retry=True, counted=False, signal="transient", limit=3)
+"""No connection to an endpoint that has never answered: most likely it is not there, and waiting is for nothing."""
 _RATE = Verdict(retry=True, counted=False, signal="rate")
 _FULL = Verdict(retry=True, counted=False, signal="overload")
 _LOADING = Verdict(retry=True, counted=False, estimated=True)
@@ -84,13 +88,13 @@ def _rule(error: type[BaseException], verdict: Verdict, *facts: object) -> Rule:
 RULES: tuple[Rule, ...] = (
     # The first that matches holds; a class stands before its bases.
     _rule(errors.UsageError, FINAL),
-    _rule(errors.DeadlineError, _NO_CONNECTION, "connect"),
+    _rule(errors.DeadlineError, NO_CONNECTION, "connect"),
     _rule(errors.DeadlineError, _UNPROCESSED, "write"),
     _rule(errors.DeadlineError, _TOO_SLOW, "read", "first_token", "idle"),
     _rule(errors.DeadlineError, FINAL),  # pool, queue, total: our own limits
     _rule(errors.CertificateError, FINAL),
     _rule(errors.ConnectError, FINAL, True),  # permanent
-    _rule(errors.ConnectError, _NO_CONNECTION),
+    _rule(errors.ConnectError, NO_CONNECTION),
     _rule(errors.WriteError, _UNPROCESSED),
     _rule(errors.ReadError, _DROPPED, False),  # not a byte came: most often a stale connection
     _rule(errors.ReadError, _FAILED),
@@ -129,7 +133,8 @@ RULES: tuple[Rule, ...] = (
 def classify(error: BaseException) -> Verdict:
     """What follows from `error`.
 
-    Errors of other libraries count by their ``status_code`` or ``response.status_code``. Whatever is in no rule, such
+    Errors of other libraries count by their ``status_code`` or ``response.status_code``; those of httpx by which of
+    its classes says that a connection failed or a time was over. Whatever is in no rule, such
     as a cancellation, a ``KeyboardInterrupt`` or a ``ValueError``, is final.
     """
     if not isinstance(error, Exception):
@@ -140,6 +145,8 @@ def classify(error: BaseException) -> Verdict:
         status = _foreign_status(error)
         if status is not None:
             kind, fact = errors.StatusError, status
+        elif _is_of_httpx(kind):
+            return _FAILED
     for rule in RULES:
         if issubclass(kind, rule.error) and (rule.facts is None or fact in rule.facts):
             return rule.verdict
@@ -159,6 +166,12 @@ def _fact(error: BaseException) -> object:
             return error.status_code
         case _:
             return None
+
+
+def _is_of_httpx(kind: type[BaseException]) -> bool:
+    """By name, so that httpx need not be there: models of one's own often ask with it."""
+    names = {base.__name__ for base in kind.__mro__ if base.__module__.partition(".")[0] in ("httpx", "httpx2")}
+    return not names.isdisjoint(("NetworkError", "TimeoutException", "RemoteProtocolError", "ProxyError"))
 
 
 def _foreign_status(error: Any) -> int | None:

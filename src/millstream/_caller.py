@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from millstream import _clock
-from millstream._backoff import RetryBudget, RetrySchedule, Verdict, classify, retry_after
+from millstream._backoff import NO_CONNECTION, WRONG_ADDRESS, RetryBudget, RetrySchedule, Verdict, classify, retry_after
 from millstream._config import Deadlines, RetryPolicy, check_int
 from millstream._errors import ClosedError, DeadlineError, MillstreamError, OptionTypeError, UsageError
 from millstream._fanout import Send, fan_out
@@ -171,6 +171,7 @@ class AsyncCaller:
         self._slots = Slots(max_concurrency)
         self._admission = Admission(self._slots, self._requests, self._tokens)
         self._budget = RetryBudget()
+        self._reached = False  # whether the endpoint has ever answered
         self._backing_off: set[anyio.Event] = set()
         self._attempts = self._retries = self._successes = self._failures = 0
 
@@ -239,6 +240,7 @@ class AsyncCaller:
         finally:
             call.cause = None  # its traceback leads back here, and nothing is left to the garbage collector
         self._successes += 1
+        self._reached = True
         self._budget.give_back()
         return lease
 
@@ -300,6 +302,10 @@ class AsyncCaller:
 
     async def _delay_after(self, call: _Call, error: Exception, verdict: Verdict) -> float | None:
         """Seconds until the next attempt, None for no other."""
+        if verdict == NO_CONNECTION:
+            verdict = verdict if self._reached else WRONG_ADDRESS
+        else:
+            self._reached = True
         if not verdict.retry or (verdict.counted and self._budget.empty) or self.closed:
             return None
         told = retry_after(error, now=_clock.wall_time())

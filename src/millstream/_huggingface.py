@@ -428,6 +428,11 @@ def _check_ways(given: dict[str, Any]) -> None:
     ways = [name for name in ("transport", "http_client", "proxy") if given.get(name) is not None]
     if len(ways) > 1:
         raise OptionValueError(f"{' and '.join(ways)}: only one of them can carry the requests")
+    unused = [name for name in ("verify", "http2") if name in given] if ways and ways != ["proxy"] else []
+    if unused:
+        raise OptionValueError(
+            f"{' and '.join(unused)}: set on what carries the requests, since you bring it ({ways[0]})"
+        )
     for name in ways:
         if name != "proxy" and not is_transport(given[name]):
             wanted = "a Transport or an httpx.AsyncBaseTransport" if name == "transport" else "an httpx.AsyncClient"

@@ -5,10 +5,13 @@ Nothing here is bound to an event loop before it waits, so that one object serve
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict, deque
 from typing import Any
+from weakref import WeakSet
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from millstream import _clock
@@ -44,13 +47,27 @@ class _Waiter:
         self.granted = False
 
 
+_all_slots: WeakSet[Slots] = WeakSet()
+
+
+def _forget_slots() -> None:
+    """In a forked process: whoever held or awaited a slot has stayed in the other one."""
+    for slots in list(_all_slots):
+        slots.in_flight = 0
+        slots._waiters.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_slots)
+
+
 class Slots:
     """At most `limit` at a time, first come, first served.
 
     A slot that is released goes straight to the first that waits, so that nobody can come in between.
     """
 
-    __slots__ = ("_waiters", "closed", "in_flight", "limit")
+    __slots__ = ("__weakref__", "_waiters", "closed", "in_flight", "limit")
 
     def __init__(self, limit: int) -> None:
         check_int("max_concurrency", limit, low=1, optional=False)
@@ -59,6 +76,7 @@ class Slots:
         self.closed = False
         # Ordered and keyed: whoever is cancelled leaves in constant time, and 10 000 may be cancelled at once.
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
+        _all_slots.add(self)
 
     @property
     def waiting(self) -> int:
@@ -90,6 +108,8 @@ class Slots:
         self._waiters[waiter] = None
         try:
             await waiter.event.wait()
+            # Granted and cancelled in one moment: asyncio would tell at the next await, when the request is out.
+            await anyio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
             if waiter.granted:  # cancelled in the same moment: the next one gets it
                 self.hand_on()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 
 from millstream._results import Generation, LLMResult
 from millstream.caches import BaseCache, InMemoryCache, is_cacheable, lookup_safely, update_safely
+
+from ..conftest import manual_backends
 
 
 class BrokenCache(BaseCache):
@@ -92,3 +95,19 @@ async def test_a_result_that_can_not_be_kept_is_not_kept(caplog):
 async def test_interrupts_go_through():
     with pytest.raises(KeyboardInterrupt):
         await lookup_safely(BrokenCache(KeyboardInterrupt()), "k")
+
+
+@pytest.mark.parametrize("anyio_backend", manual_backends())
+async def test_a_cache_that_hangs_is_passed_over(caplog):
+    class Hanging(BaseCache):
+        async def lookup(self, key):
+            await anyio.sleep_forever()
+
+        async def update(self, key, result):
+            await anyio.sleep_forever()
+
+    began = anyio.current_time()
+    assert await lookup_safely(Hanging(), "key") is None
+    assert not await update_safely(Hanging(), "key", LLMResult.of("x"))
+    assert anyio.current_time() - began == pytest.approx(2.0)
+    assert "took over 1 s" in caplog.text

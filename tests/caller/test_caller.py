@@ -9,6 +9,7 @@ import weakref
 
 import anyio
 import anyio.lowlevel
+import httpx
 import pytest
 
 from millstream import _clock
@@ -666,3 +667,39 @@ def test_cancelled_at_every_suspension_it_leaves_nothing(how):
     while run_manually(backend, cancelled_at, points + 1, bool(native)):
         points += 1
     assert points >= 7, "queue, permits, observer, attempt, observer, back-off, permits again, attempt"
+
+
+@manual
+async def test_a_wrong_address_is_given_up_soon_and_a_known_one_is_waited_for():
+    caller = AsyncCaller()
+    outcomes = [errors.ConnectError("refused")] * 30
+
+    async def ask():
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    with pytest.raises(errors.ConnectError) as caught:
+        await caller.call(ask)
+    assert caught.value.attempts == 4
+    assert caught.value.waited < 2
+    outcomes[:] = ["an answer", *[errors.ConnectError("restarting")] * 10, "another"]
+    assert await caller.call(ask) == "an answer"
+    assert await caller.call(ask) == "another"
+
+
+@manual
+async def test_errors_of_httpx_that_may_pass_are_tried_again():
+    outcomes = [httpx.ConnectError("x"), httpx.ReadTimeout("x"), httpx.RemoteProtocolError("x"), "an answer"]
+
+    async def ask():
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    assert await AsyncCaller().call(ask) == "an answer"
+    outcomes[:] = [httpx.UnsupportedProtocol("x")]
+    with pytest.raises(httpx.UnsupportedProtocol):
+        await AsyncCaller().call(ask)

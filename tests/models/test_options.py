@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import msgspec
 import pytest
 
@@ -211,3 +212,9 @@ async def test_a_closed_model_says_so():
         await llm.call("x")
     with pytest.raises(MillstreamError, match="closed"):
         llm.map(["x"])
+
+
+@pytest.mark.parametrize("name", ["verify", "http2"])
+def test_what_a_brought_client_decides_is_not_set_beside_it(name):
+    with pytest.raises(OptionValueError, match=name):
+        HuggingFaceInference(endpoint_url=URL, http_client=httpx.AsyncClient(), **{name: True})

@@ -6,6 +6,8 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 
+import anyio
+
 from millstream._results import LLMResult
 
 __all__ = ["BaseCache", "is_cacheable", "lookup_safely", "update_safely"]
@@ -49,10 +51,18 @@ def is_cacheable(result: LLMResult) -> bool:
     return bool(rows) and all(row and all(each.finish_reason in _COMPLETE for each in row) for row in rows)
 
 
+PATIENCE_SECONDS = 1.0
+"""A cache that takes longer is passed over: waiting for it would cost more than it saves."""
+
+
 async def lookup_safely(cache: BaseCache, key: str) -> LLMResult | None:
-    """Look up; a cache that raises, or that gives what no complete result is, has missed."""
+    """Look up; a cache that raises, that takes over a second, or that gives what no complete result is, has missed."""
+    result: object = None
     try:
-        result: object = await cache.lookup(key)
+        with anyio.move_on_after(PATIENCE_SECONDS) as scope:
+            result = await cache.lookup(key)
+        if scope.cancelled_caught:
+            _warn(cache, "lookup", f"took over {PATIENCE_SECONDS:g} s")
     except Exception as error:  # noqa: BLE001 - a cache never fails a call
         _warn(cache, "lookup", f"raised {type(error).__name__}")
         return None
@@ -69,11 +79,14 @@ async def update_safely(cache: BaseCache, key: str, result: LLMResult) -> bool:
     if not is_cacheable(result):
         return False
     try:
-        await cache.update(key, result)
+        with anyio.move_on_after(PATIENCE_SECONDS) as scope:
+            await cache.update(key, result)
+        if scope.cancelled_caught:
+            _warn(cache, "update", f"took over {PATIENCE_SECONDS:g} s")
     except Exception as error:  # noqa: BLE001 - a cache never fails a call
         _warn(cache, "update", f"raised {type(error).__name__}")
         return False
-    return True
+    return not scope.cancelled_caught
 
 
 def _warn(cache: BaseCache, method: str, what: str) -> None:
