@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from millstream._limits import Slots
 
 
+@pytest.mark.filterwarnings("ignore:.*fork")  # other threads of the test run do not matter to the child
 def test_a_forked_process_begins_with_all_slots():
     slots = Slots(1)
     held = slots.acquire_nowait()
