@@ -171,6 +171,7 @@ class AsyncCaller:
         self._slots = Slots(max_concurrency)
         self._admission = Admission(self._slots, self._requests, self._tokens)
         self._budget = RetryBudget()
+        self._watch = _clock.Watch()
         self._reached = False  # whether the endpoint has ever answered
         self._backing_off: set[anyio.Event] = set()
         self._attempts = self._retries = self._successes = self._failures = 0
@@ -258,7 +259,7 @@ class AsyncCaller:
             with suppress(_clock.Expired):
                 if deadline == math.inf:
                     return await self._attempts_of(call, function, args)
-                return await _clock.run_until(loop, deadline, self._attempts_of, call, function, args)
+                return await self._watch.run_until(loop, deadline, self._attempts_of, call, function, args)
         raise DeadlineError(deadline="total", seconds=max(0.0, deadline - start)) from call.cause
 
     async def _attempts_of(self, call: _Call, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> Lease[T]:

@@ -31,7 +31,7 @@ _MAX_BODY_BYTES = 64 * 1024 * 1024
 class Exchange:
     """Requests of one dialect at one route."""
 
-    __slots__ = ("_host", "_key", "_model", "_plain", "_streamed", "_transport", "_wanted", "dialect")
+    __slots__ = ("_host", "_key", "_model", "_plain", "_streamed", "_transport", "_wanted", "_watch", "dialect")
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class Exchange:
         self._key = key
         self._host = plain.origin.host
         self._wanted: tuple[int, bytes] | None = None
+        self._watch = _clock.Watch()
 
     @property
     def url(self) -> str:
@@ -113,7 +114,7 @@ class Exchange:
         if first is None or first == read:
             return await self._send(self._streamed, body, timeouts, stream=True)
         with suppress(_clock.Expired):
-            return await _clock.run_until(loop, sent_at + first, self._send, self._streamed, body, timeouts, True)
+            return await self._watch.run_until(loop, sent_at + first, self._send, self._streamed, body, timeouts, True)
         raise DeadlineError(deadline="read")
 
     async def _send(self, route: Route, body: bytes, timeouts: Timeouts, stream: bool) -> Response:
