@@ -162,7 +162,7 @@ class AsyncCaller:
     ) -> None:
         policy = _checked("retry_policy", retry_policy, RetryPolicy)
         if max_retries is not None:
-            policy = msgspec.structs.replace(policy, max_retries=max_retries)
+            policy = RetryPolicy(**{**msgspec.structs.asdict(policy), "max_retries": max_retries})
         self.retry_policy = policy
         self.deadlines = _checked("deadlines", deadlines, Deadlines)
         self._random = random
