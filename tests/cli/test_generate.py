@@ -180,7 +180,7 @@ def test_hugging_face_needs_a_key(millstream):
     ("arguments", "message"),
     [
         ([], "Missing argument 'PROMPT...'"),
-        (["--tempreature", "1", "x"], "No such option '--tempreature'"),
+        (["--tempreature", "1", "x"], "--tempreature"),
         (["--temperature", "-1", "x"], "'--temperature': -1.0 is not in the range"),
         (["--temperature", "nan", "x"], "temperature must be a finite number"),
         (["--top-p", "0", "x"], "'--top-p'"),
