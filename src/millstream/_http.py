@@ -3,35 +3,65 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from millstream import _clock
+from millstream import _clock, _headers
 from millstream._assembly import ResultBuilder, chunks_of
 from millstream._config import CallOptions, Deadlines
-from millstream._errors import DeadlineError, DeadlineName, MillstreamError, ProtocolError, UsageError
+from millstream._errors import DeadlineError, DeadlineName, MillstreamError, ProtocolError, StatusError, UsageError
 from millstream._headers import provider, request_id
 from millstream._prompts import BasePromptValue
 from millstream._results import GenerationChunk, LLMResult, token_usage
 from millstream._secret import Secret
 from millstream._sse import is_event_stream, starts_like_events
+from millstream._streams import ChunkSource, ResultSource, read_rest
 from millstream._transport._seam import BodyStream, Request, Response, Route, Timeouts, Transport
 from millstream._wire import Dialect, StreamDecoder
 from millstream._wire.errors import decode_error
+
+if TYPE_CHECKING:
+    from millstream._headers import StatedLimits
 
 __all__ = ["Exchange", "HttpChunkSource"]
 
 _USUAL_DEADLINES = Deadlines()
 _MAX_BODY_BYTES = 64 * 1024 * 1024
+_MADE_WHOLE = ("n", "logprobs", "response_format", "tools", "tool_choice")
+"""Options with which some servers can't stream though they can without."""
 
 
 class Exchange:
-    """Requests of one dialect at one route."""
+    """Requests of one dialect at one route.
 
-    __slots__ = ("_host", "_key", "_model", "_plain", "_streamed", "_transport", "_wanted", "_watch", "dialect")
+    Args:
+        dialect: what is spoken.
+        plain: where, for a whole answer.
+        streamed: where, for a streamed one.
+        transport: what carries the requests.
+        model: the ``model`` of the body; None: none.
+        key: what must be in no error.
+        on_limits: told what an answer's headers say of rate limits, where they say something.
+        scales_to_zero: whether the server may have no replica up, which it then starts for a request that waits.
+    """
+
+    __slots__ = (
+        "_host",
+        "_key",
+        "_model",
+        "_on_limits",
+        "_plain",
+        "_streamed",
+        "_transport",
+        "_unstreamed",
+        "_wanted",
+        "_watch",
+        "dialect",
+    )
 
     def __init__(
         self,
@@ -42,6 +72,8 @@ class Exchange:
         *,
         model: str | None,
         key: Secret | None = None,
+        on_limits: Callable[[StatedLimits], None] | None = None,
+        scales_to_zero: bool = False,
     ) -> None:
         self.dialect = dialect
         self._plain = plain
@@ -49,6 +81,8 @@ class Exchange:
         self._transport = transport
         self._model = model
         self._key = key
+        self._on_limits = on_limits
+        self._unstreamed: set[tuple[str, ...]] = set()  # what the server refused to stream, as `_made_of` has it
         self._host = plain.origin.host
         self._wanted: tuple[int, bytes] | None = None
         self._watch = _clock.Watch()
@@ -105,6 +139,26 @@ class Exchange:
             raise
         return source
 
+    async def open_or_ask(self, prompt: BasePromptValue, options: CallOptions) -> ChunkSource:
+        """The same for whoever does not need the chunks, with the first of them there already.
+
+        What can't be streamed is asked for plainly, and comes as a `ResultSource`: from then on at once, for requests
+        of the kind that the server refused to stream.
+        """
+        if not self.dialect.can_stream(options) or (self._unstreamed and _made_of(options) in self._unstreamed):
+            return ResultSource(await self.ask(prompt, options))
+        try:
+            source = await self.open(prompt, options)
+            await source.read_first()
+        except StatusError as error:
+            if not _refuses_streams(error):
+                raise
+        else:
+            return source
+        result = await self.ask(prompt, options)
+        self._unstreamed.add(_made_of(options))
+        return ResultSource(result)
+
     async def _send_streamed(self, loop: Any, sent_at: float, body: bytes, deadlines: Deadlines) -> Response:
         # A transport has one timeout for the head and for each piece after it: the longer one, since `HttpChunkSource`
         # keeps both. Only the head needs a bound of its own then.
@@ -125,20 +179,28 @@ class Exchange:
         """
         if self._wanted is not None:
             body = self.dialect.amend(body, *self._wanted) or body
-        response = await self._transport.send(Request(route, body, stream=stream, timeouts=timeouts))
+        response = await self._send_as_it_is(Request(route, body, stream=stream, timeouts=timeouts))
         if 200 <= response.status < 300:
             return response
         answer = await _body_of(response)
         amended = self.dialect.amend(body, response.status, answer)
         if amended is not None and amended != body:
             self._wanted = (response.status, answer)
-            response = await self._transport.send(Request(route, amended, stream=stream, timeouts=timeouts))
+            response = await self._send_as_it_is(Request(route, amended, stream=stream, timeouts=timeouts))
             if 200 <= response.status < 300:
                 return response
             answer = await _body_of(response)
         if self._key is not None:
             answer = self._key.hide_in_bytes(answer)  # a server may send it back, and errors are shown
         raise decode_error(response.status, response.header, answer, host=self._host, now=_clock.wall_time())
+
+    async def _send_as_it_is(self, request: Request) -> Response:
+        response = await self._transport.send(request)
+        if self._on_limits is not None and any(b"ratelimit" in name for name, _ in response.headers):
+            limits = _headers.stated_limits(response.headers, now=_clock.wall_time())
+            if limits is not None:
+                self._on_limits(limits)
+        return response
 
     def _decode_whole(
         self, response: Response, body: bytes, prompt: BasePromptValue, options: CallOptions
@@ -213,6 +275,18 @@ class HttpChunkSource:
         """Use a result that came in one piece."""
         self._ready = chunks_of(result)
 
+    async def read_first(self) -> None:
+        """Have the first chunks ready. Raises what `receive` does; the connection is closed then."""
+        try:
+            self._ready = await self.receive()
+        except BaseException:
+            self.abort()
+            raise
+
+    async def rest(self, first: Sequence[GenerationChunk]) -> LLMResult:
+        """See `ChunkSource.rest`."""
+        return _with_prompt_tokens(await read_rest(self, first), self._response)
+
     async def receive(self) -> Sequence[GenerationChunk]:
         """The next chunks, none at the end.
 
@@ -223,7 +297,7 @@ class HttpChunkSource:
             ReadError, ProtocolError: as for every answer.
         """
         decoder = self.decoder
-        if decoder is None:
+        if self._ready or decoder is None:
             ready, self._ready = self._ready, ()
             return ready
         if self._waits_for == "idle" and self._deadlines.idle is not None:
@@ -269,6 +343,18 @@ class HttpChunkSource:
     def abort(self) -> None:
         """The same."""
         self._stream.abort()
+
+
+_STREAMING = re.compile(r"\b(?:streaming|streamed|streams?|stream_options)\b", re.IGNORECASE)
+
+
+def _refuses_streams(error: StatusError) -> bool:
+    return error.status_code in (400, 422, 501) and bool(_STREAMING.search(f"{error} {error.body}"))
+
+
+def _made_of(options: CallOptions) -> tuple[str, ...]:
+    """What of a request may be the reason that it can't be streamed."""
+    return (*(name for name in _MADE_WHOLE if getattr(options, name)), *sorted(options.extra_body or ()))
 
 
 def _hide_in(error: MillstreamError, key: Secret) -> None:

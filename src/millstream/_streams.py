@@ -21,7 +21,7 @@ from millstream._errors import (
 )
 from millstream._results import GenerationChunk, LLMResult
 
-__all__ = ["ChunkSource", "GeneratorSource", "LLMStream", "OpenStream", "ResultSource", "first_chunks"]
+__all__ = ["ChunkSource", "GeneratorSource", "LLMStream", "OpenStream", "ResultSource", "first_chunks", "read_rest"]
 
 _CLEAN_UP_SECONDS = 1.0
 _CLOSED = "this stream was closed while it was read"
@@ -32,6 +32,13 @@ class ChunkSource(Protocol):
 
     async def receive(self) -> Sequence[GenerationChunk]:
         """The next chunks, at least one; none at the end. Raises whatever ended it otherwise."""
+        ...
+
+    async def rest(self, first: Sequence[GenerationChunk]) -> LLMResult:
+        """The whole result: `first`, which `receive` gave, and everything that follows; nobody reads it in between.
+
+        The source is finished when it returns. Raises what `receive` would raise, or is cancelled: then it was left.
+        """
         ...
 
     def end_at(self, deadline: float, seconds: float) -> None:
@@ -51,6 +58,22 @@ class ChunkSource(Protocol):
         ...
 
 
+async def read_rest(source: ChunkSource, first: Sequence[GenerationChunk]) -> LLMResult:
+    """`ChunkSource.rest` for a source that knows no shorter way than `receive`."""
+    builder = ResultBuilder()
+    chunks = first
+    try:
+        while chunks:
+            for chunk in chunks:
+                builder.add(chunk)
+            chunks = await source.receive()
+        await source.aclose()
+    except BaseException:
+        await source.leave()
+        raise
+    return builder.build()
+
+
 class ResultSource:
     """A result that is there already, as a source of chunks."""
 
@@ -60,6 +83,9 @@ class ResultSource:
     async def receive(self) -> Sequence[GenerationChunk]:
         chunks, self._chunks = self._chunks, ()
         return chunks
+
+    async def rest(self, first: Sequence[GenerationChunk]) -> LLMResult:
+        return await read_rest(self, first)
 
     def end_at(self, deadline: float, seconds: float) -> None:
         """Nothing is waited for."""
@@ -96,6 +122,9 @@ class GeneratorSource:
         if self._left:
             raise ClosedError(_CLOSED)
         raise DeadlineError(deadline="total", seconds=seconds)
+
+    async def rest(self, first: Sequence[GenerationChunk]) -> LLMResult:
+        return await read_rest(self, first)
 
     def end_at(self, deadline: float, seconds: float) -> None:
         self._end = (deadline, seconds)

@@ -32,6 +32,10 @@ class Dialect(Protocol):
         """
         ...
 
+    def can_stream(self, options: CallOptions) -> bool:
+        """Whether servers stream an answer to these options at all; for some they give only a whole one."""
+        ...
+
     def decode(self, body: bytes, prompt: BasePromptValue, options: CallOptions) -> LLMResult:
         """The result of one prompt (one row) from the whole body of a 2xx answer.
 

@@ -120,6 +120,10 @@ class Chat:
             body["tool_choice"] = dict(choice) if isinstance(choice, Mapping) else choice
         return encode_body(body, options.extra_body)
 
+    def can_stream(self, options: CallOptions) -> bool:
+        """Always; what some servers refuse (tools, with llama.cpp's older ones) is seen from the refusal."""
+        return True
+
     def decode(self, body: bytes, prompt: BasePromptValue, options: CallOptions) -> LLMResult:
         """The choices, in the order of their index.
 

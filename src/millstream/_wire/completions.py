@@ -79,6 +79,10 @@ class Completions:
             body["logprobs"] = max(1, tops)  # llama.cpp takes 0 for "none at all"
         return encode_body(body, options.extra_body)
 
+    def can_stream(self, options: CallOptions) -> bool:
+        """``best_of`` is the best of several whole outputs."""
+        return (options.extra_body or {}).get("best_of") in (None, 1)
+
     def decode(self, body: bytes, prompt: BasePromptValue, options: CallOptions) -> LLMResult:
         """The choices, in the order of their index.
 

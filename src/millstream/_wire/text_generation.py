@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import msgspec
 
@@ -107,6 +107,17 @@ class TextGeneration:
         if extra and isinstance(more := extra.get("parameters"), Mapping):
             extra = {**extra, "parameters": {**parameters, **more}}
         return encode_body(body, extra)
+
+    def can_stream(self, options: CallOptions) -> bool:
+        """TGI refuses ``best_of`` and ``decoder_input_details`` with a stream; several sequences come at once."""
+        parameters = (options.extra_body or {}).get("parameters")
+        if not isinstance(parameters, Mapping):
+            return True
+        given = cast("Mapping[str, Any]", parameters)
+        return not (
+            given.get("decoder_input_details")
+            or any(given.get(name) not in (None, 1) for name in ("best_of", "num_return_sequences"))
+        )
 
     def decode(self, body: bytes, prompt: BasePromptValue, options: CallOptions) -> LLMResult:
         """The result in an object, or a list of them (several outputs for the prompt).

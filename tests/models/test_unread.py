@@ -1,0 +1,114 @@
+"""Answers that are streamed though nobody reads the tokens: the same results and errors as for whoever does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from millstream import BadRequestError, CallOptions, RateLimitError, StringPromptValue
+from millstream._http import Exchange
+from millstream._origin import Origin
+from millstream._streams import ResultSource
+from millstream._transport._seam import Route
+from millstream._wire import DIALECTS
+
+from ..support.transports import Answer, ScriptedTransport, chat_events
+
+PROMPT = StringPromptValue("x")
+PLAIN = Answer.chat("asked")
+STREAMED = Answer.stream(chat_events("one", " two", end=True), stalls=False)
+WANTS_WHOLE: dict[str, Any] = {"tools": [{"type": "function", "function": {"name": "f"}}]}
+
+
+def exchange_at(transport: ScriptedTransport, api: str = "chat", **options: Any) -> Exchange:
+    route = Route("POST", Origin("http", "llm.invalid", 80), "/v1/chat/completions")
+    return Exchange(DIALECTS[api], route, route, transport, model=None, **options)
+
+
+def refusal(message: str, status: int = 400) -> Answer:
+    return Answer.json({"error": {"message": message}}, status)
+
+
+def in_stream(message: str) -> Answer:
+    return Answer.stream([b'data: {"error":{"message":"%b","http_status_code":422}}\n\n' % message.encode()])
+
+
+async def test_it_is_opened_with_the_first_chunks_there():
+    transport = ScriptedTransport(STREAMED)
+    source = await exchange_at(transport).open_or_ask(PROMPT, CallOptions())
+    first = await source.receive()
+    assert [chunk.text for chunk in first] == ["one"]
+    assert (await source.rest(first)).text == "one two"
+    assert transport.open_bodies == 0
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        refusal("stream is not supported"),
+        refusal("Cannot stream results when best_of > n", 422),
+        refusal("Streaming is not implemented", 501),
+        refusal("extra fields: stream_options"),
+        in_stream("Input validation error: `x` is not supported when streaming tokens"),
+    ],
+)
+async def test_what_is_refused_because_it_streams_is_asked_for_plainly_from_then_on(refused):
+    transport = ScriptedTransport(refused, PLAIN, PLAIN, STREAMED)
+    exchange = exchange_at(transport)
+    for _ in range(2):
+        source = await exchange.open_or_ask(PROMPT, CallOptions(**WANTS_WHOLE))
+        assert isinstance(source, ResultSource)
+        assert (await source.rest(await source.receive())).text == "asked"
+    source = await exchange.open_or_ask(PROMPT, CallOptions())  # of another kind
+    assert (await source.rest(await source.receive())).text == "one two"
+    assert [request.stream for request in transport.requests] == [True, False, False, True]
+    assert transport.open_bodies == 0
+
+
+async def test_a_refusal_for_another_reason_is_raised():
+    for refused in (refusal("upstream says no"), refusal("the stream is full", 429)):
+        transport = ScriptedTransport(refused, PLAIN)
+        with pytest.raises((BadRequestError, RateLimitError)):
+            await exchange_at(transport).open_or_ask(PROMPT, CallOptions())
+        assert len(transport.requests) == 1
+
+
+async def test_a_plain_request_that_fails_too_proves_nothing():
+    transport = ScriptedTransport(refusal("no streams"), refusal("nor this"), STREAMED)
+    exchange = exchange_at(transport)
+    with pytest.raises(BadRequestError, match="nor this"):
+        await exchange.open_or_ask(PROMPT, CallOptions())
+    source = await exchange.open_or_ask(PROMPT, CallOptions())
+    assert (await source.rest(await source.receive())).text == "one two"
+
+
+@pytest.mark.parametrize(
+    ("api", "extra", "streams"),
+    [
+        ("chat", {"n": 2}, True),
+        ("completions", {"best_of": 2}, False),
+        ("completions", {"best_of": 1}, True),
+        ("text-generation", {"parameters": {"best_of": 2}}, False),
+        ("text-generation", {"parameters": {"num_return_sequences": 2}}, False),
+        ("text-generation", {"parameters": {"decoder_input_details": True}}, False),
+        ("text-generation", {"parameters": {"decoder_input_details": False, "best_of": 1}}, True),
+        ("text-generation", {"parameters": None}, True),
+    ],
+)
+def test_what_a_dialect_can_not_stream(api, extra, streams):
+    assert DIALECTS[api].can_stream(CallOptions(extra_body=extra)) is streams
+
+
+async def test_limits_that_an_answer_states_are_told():
+    told: list[Any] = []
+    limited = {"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "10"}
+    transport = ScriptedTransport(
+        Answer.json({"error": "busy"}, 429, **limited), Answer(200, limited, PLAIN.pieces, 0.0, stalls=False), PLAIN
+    )
+    exchange = exchange_at(transport, on_limits=told.append)
+    with pytest.raises(RateLimitError):
+        await exchange.ask(PROMPT, CallOptions())
+    for _ in range(2):
+        await exchange.ask(PROMPT, CallOptions())
+    assert [(limits.requests_remaining, limits.requests_reset) for limits in told] == [(3, 10)] * 2
