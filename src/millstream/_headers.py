@@ -1,15 +1,18 @@
-"""What an answer's headers tell: how long to wait, and what to quote when asking the provider about it.
+"""What an answer's headers tell: how long to wait, what is left of a limit, what to quote when asking about it.
 
-Everything here takes ``header``, a function from a lower-case name to the header's value (several lines joined with
-commas) or None, as `Response.header` of the transport; nothing here raises, whatever a server sent.
+``header`` is a function from a lower-case name to the header's value (several lines joined with commas) or None, as
+`Response.header` of the transport; nothing here raises, whatever a server sent.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
+
+import msgspec
 
 from millstream._errors import excerpt
 
@@ -17,12 +20,14 @@ __all__ = [
     "MAX_RETRY_AFTER",
     "Header",
     "Item",
+    "StatedLimits",
     "clamp_wait",
     "http_date",
     "parse_list",
     "provider",
     "request_id",
     "retry_after",
+    "stated_limits",
 ]
 
 Header = Callable[[bytes], str | None]
@@ -313,6 +318,23 @@ _LIMITS = (
     b"-tokens-prompt",
     b"-tokens-generated",
 )
+
+
+class _Names(NamedTuple):
+    remaining: bytes
+    reset: bytes
+    of_tokens: bool
+
+
+_NAMES = tuple(
+    _Names(remaining, reset, b"tokens" in limit)
+    for limit in _LIMITS
+    for remaining, reset in (
+        (b"x-ratelimit-remaining" + limit, b"x-ratelimit-reset" + limit),
+        (b"ratelimit-remaining" + limit, b"ratelimit-reset" + limit),
+        (b"anthropic-ratelimit" + limit + b"-remaining", b"anthropic-ratelimit" + limit + b"-reset"),
+    )
+)
 _UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|ms|s|m|h|d)")
 _EPOCH_SECONDS = 1e9
@@ -321,28 +343,30 @@ _EPOCH_MILLISECONDS = 1e11
 
 def _exhausted_resets(header: Header, reference: float) -> float | None:
     waits: list[float] = []
-    for limit in _LIMITS:
-        for remaining, reset in (
-            (b"x-ratelimit-remaining" + limit, b"x-ratelimit-reset" + limit),
-            (b"ratelimit-remaining" + limit, b"ratelimit-reset" + limit),
-            (b"anthropic-ratelimit" + limit + b"-remaining", b"anthropic-ratelimit" + limit + b"-reset"),
-        ):
-            if _number(header(remaining) or "") == 0:
-                wait = _reset(header(reset) or "", reference)
-                if wait is not None and wait >= 0:
-                    waits.append(wait)
+    for names in _NAMES:
+        if _number(header(names.remaining) or "") == 0:
+            wait = _reset(header(names.reset) or "", reference)
+            if wait is not None and wait >= 0:
+                waits.append(wait)
     return max(waits, default=None)
 
 
-def _reset(value: str, reference: float) -> float | None:
-    """Seconds, a duration such as ``1m30s``, or the moment itself (since 1970, or as RFC 3339)."""
+def _reset(value: str, reference: float | None) -> float | None:
+    """Seconds, a duration such as ``1m30s``, or the moment itself (since 1970, or as RFC 3339).
+
+    A moment is of no use where it is not known what time it is: `reference` None.
+    """
     value = value.strip(" \t")
     number = _number(value)
+    if number is None and value[-1:].isalpha() and value[-1:] != "Z":
+        return _duration(value)
+    if number is not None and number < _EPOCH_SECONDS:
+        return number
+    if reference is None:
+        return None
     if number is not None:
-        if number >= _EPOCH_MILLISECONDS:
-            return number / 1000 - reference
-        return number - reference if number >= _EPOCH_SECONDS else number
-    return _duration(value) if value[-1:].isalpha() and value[-1:] != "Z" else _moment(value, reference)
+        return (number / 1000 if number >= _EPOCH_MILLISECONDS else number) - reference
+    return _moment(value, reference)
 
 
 def _duration(value: str) -> float | None:
@@ -366,3 +390,100 @@ def _moment(value: str, reference: float) -> float | None:
         return moment.timestamp() - reference if moment.tzinfo is not None else None
     except (ValueError, OverflowError):
         return None
+
+
+# What is left of every limit, as answers of all kinds tell it
+
+
+class StatedLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left of the limits that a server tells; where it tells several of one kind, of the tightest."""
+
+    requests_remaining: float | None = None
+    """Requests that may still be sent; None: not told."""
+    requests_reset: float | None = None
+    """Seconds, 0 or more, until the limit is whole again; None: not told."""
+    tokens_remaining: float | None = None
+    """The same of LLM tokens."""
+    tokens_reset: float | None = None
+    concurrency: int | None = None
+    """Requests at a time, 1 or more; None: not told."""
+
+
+def stated_limits(headers: Iterable[tuple[bytes, bytes]], *, now: float | None = None) -> StatedLimits | None:
+    """What the limits are that an answer tells of, by ``RateLimit``, ``x-ratelimit-*`` and their like; None: of none.
+
+    The tightest limit is that with the least left for each second until its reset. One without a reset counts only
+    where none has one.
+
+    Args:
+        headers: the headers of the answer, as `Response.headers`: names in lower case. It is not a `Header`, since
+            most answers have no such header: looking once at every name costs less than asking for each that there is.
+        now: wall clock, seconds since 1970; for a reset that is a moment where the answer has no ``Date`` of its own.
+            None: such resets count as not told.
+    """
+    lines = [(name, value) for name, value in headers if b"ratelimit" in name or name == b"date"]
+    told: dict[bytes, str] = {}
+    for name, value in lines:
+        text = value.decode("latin-1")
+        told[name] = f"{told[name]}, {text}" if name in told else text
+    date = told.pop(b"date", "")
+    if not told:
+        return None
+    clock = http_date(date, now=0.0 if now is None else now)
+    left, concurrency = _left_of_policies(told.get(b"ratelimit", ""), told.get(b"ratelimit-policy", ""))
+    left += _left_of_names(told, now if clock is None else clock)
+    requests, tokens = (_tightest(one for one in left if one.of_tokens is kind) for kind in (False, True))
+    if requests is None and tokens is None and concurrency is None:
+        return None
+    return StatedLimits(
+        requests_remaining=requests and requests.remaining,
+        requests_reset=requests and requests.reset,
+        tokens_remaining=tokens and tokens.remaining,
+        tokens_reset=tokens and tokens.reset,
+        concurrency=concurrency,
+    )
+
+
+class _Left(NamedTuple):
+    remaining: float
+    reset: float | None
+    of_tokens: bool = False
+
+
+def _tightest(limits: Iterable[_Left]) -> _Left | None:
+    return min(limits, key=_looseness, default=None)
+
+
+def _looseness(limit: _Left) -> tuple[bool, float, float]:
+    if limit.reset is None:
+        return True, limit.remaining, 0.0
+    # Of two that are used up, that which stays so for longer.
+    return False, limit.remaining / limit.reset if limit.reset > 0 else math.inf, -limit.reset
+
+
+def _left_of_names(told: dict[bytes, str], reference: float | None) -> list[_Left]:
+    left: list[_Left] = []
+    for remaining_name, reset_name, of_tokens in _NAMES:
+        value = told.get(remaining_name)
+        remaining = None if value is None else _number(value)
+        if remaining is not None:
+            reset = _reset(told.get(reset_name, ""), reference)
+            left.append(_Left(remaining, None if reset is None else max(0.0, reset), of_tokens))
+    return left
+
+
+def _left_of_policies(limits: str, policies: str) -> tuple[list[_Left], int | None]:
+    """What is left of each policy that counts requests; and how many may be under way at a time."""
+    units: dict[object, object] = {}
+    ceilings: list[int] = []
+    for name, parameters in parse_list(policies) or ():
+        units[name] = unit = parameters.get("qu", "requests")
+        quota = _count(parameters.get("q"))
+        if unit == "concurrent-requests" and quota is not None:
+            ceilings.append(max(1, int(quota)))  # with 0 nothing would ever be sent, to hear that it is more again
+    left: list[_Left] = []
+    for name, parameters in parse_list(limits) or ():
+        remaining = _count(parameters.get("r"))
+        if remaining is not None and units.get(name, "requests") == "requests":
+            left.append(_Left(remaining, _count(parameters.get("t"))))
+    return left, min(ceilings, default=None)
