@@ -4,9 +4,10 @@ All of it is pure: time and chance are arguments. `RULES` is the whole table; `c
 
 An error falls into one of three classes:
 
-* not processed (``counted=False``): the server did no work, so a retry uses up nothing but time;
+* not processed (``counted=False``): the server did no work, so a retry uses up nothing but time, and ends with it;
 * perhaps processed (``counted=True``): the attempt may have been billed; retries are counted, and cost the budget;
-* final (``retry=False``): the same request would fail again, or somebody has already seen a part of the answer.
+* final (``retry=False``): the same request would fail again, or somebody has already seen a part of the answer;
+  ``elsewhere`` where it is this endpoint that fails and not the request.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ __all__ = [
     "retry_after",
 ]
 
-Signal = Literal["none", "transient", "rate", "overload"]
-"""What an error tells about the endpoint as a whole: nothing, a failure, too many a minute, no room."""
+Signal = Literal["none", "transient", "rate", "overload", "loading"]
+"""What an error tells about the endpoint as a whole: nothing, a failure, too many a minute, no room, no model yet."""
 
 MAX_FREE_RETRIES = 100
-"""Retries that use up nothing end by the sum of their waits; a back-off of 0 has no such sum, and ends here."""
+"""Retries that use up nothing end with the call's deadline; those of a call that has none end here."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -56,16 +57,20 @@ class Verdict(msgspec.Struct, frozen=True):
     """Whether the first retry of a call waits for nothing: a stale connection is replaced by a new one."""
     estimated: bool = False
     """Whether a time that the server told is its guess, to be cut to the policy, and not a demand."""
+    elsewhere: bool = False
+    """Whether a final error is one of the endpoint (key, quota, no such model) and not of the request, so that another
+    endpoint that serves the same may well answer."""
 
 
 FINAL = Verdict(retry=False)
+_FINAL_HERE = Verdict(retry=False, elsewhere=True)
 _UNPROCESSED = Verdict(retry=True, counted=False)
 NO_CONNECTION = Verdict(retry=True, counted=False, signal="transient")
 WRONG_ADDRESS = Verdict(retry=True, counted=False, signal="transient", limit=3)
 """No connection to an endpoint that has never answered: most likely it is not there, and waiting is for nothing."""
 _RATE = Verdict(retry=True, counted=False, signal="rate")
 _FULL = Verdict(retry=True, counted=False, signal="overload")
-_LOADING = Verdict(retry=True, counted=False, estimated=True)
+_LOADING = Verdict(retry=True, counted=False, signal="loading", estimated=True)
 _FAILED = Verdict(retry=True, signal="transient")
 _FAILED_ONCE = Verdict(retry=True, signal="transient", limit=1)
 _DROPPED = Verdict(retry=True, signal="transient", immediate=True)
@@ -92,8 +97,8 @@ RULES: tuple[Rule, ...] = (
     _rule(errors.DeadlineError, _UNPROCESSED, "write"),
     _rule(errors.DeadlineError, _TOO_SLOW, "read", "first_token", "idle"),
     _rule(errors.DeadlineError, FINAL),  # pool, queue, total: our own limits
-    _rule(errors.CertificateError, FINAL),
-    _rule(errors.ConnectError, FINAL, True),  # permanent
+    _rule(errors.CertificateError, _FINAL_HERE),
+    _rule(errors.ConnectError, _FINAL_HERE, True),  # permanent
     _rule(errors.ConnectError, NO_CONNECTION),
     _rule(errors.WriteError, _UNPROCESSED),
     _rule(errors.ReadError, _DROPPED, False),  # not a byte came: most often a stale connection
@@ -104,16 +109,18 @@ RULES: tuple[Rule, ...] = (
     _rule(errors.ProtocolError, _FAILED, None),
     _rule(errors.ProtocolError, _FAILED_ONCE),  # it has a status: a whole answer, but garbage
     _rule(errors.StreamInterruptedError, FINAL),
+    # A redirect, a route without POST, a law: those are the address's. All else that is wrong is the request itself.
+    _rule(errors.BadRequestError, _FINAL_HERE, 405, 451, *range(300, 400)),
     _rule(errors.BadRequestError, FINAL),
-    _rule(errors.AuthenticationError, FINAL),
-    _rule(errors.PaymentRequiredError, FINAL),  # 429 among them: before the rules by status
-    _rule(errors.PermissionDeniedError, FINAL),
-    _rule(errors.NotFoundError, FINAL),
+    _rule(errors.AuthenticationError, _FINAL_HERE),
+    _rule(errors.PaymentRequiredError, _FINAL_HERE),  # 429 among them: before the rules by status
+    _rule(errors.PermissionDeniedError, _FINAL_HERE),
+    _rule(errors.NotFoundError, _FINAL_HERE),
     _rule(errors.RateLimitError, _RATE),
     _rule(errors.ModelLoadingError, _LOADING),
     _rule(errors.OverloadedError, _FULL),
     _rule(errors.GenerationError, _FAILED_ONCE),
-    _rule(errors.ServerError, FINAL, 501, 505),
+    _rule(errors.ServerError, _FINAL_HERE, 501, 505),
     _rule(errors.ServerError, _GATEWAY_TOO_SLOW, 504, 524),
     _rule(errors.ServerError, _FAILED),
     # By status alone: a plain StatusError, and errors that are not ours.
@@ -121,7 +128,7 @@ RULES: tuple[Rule, ...] = (
     _rule(errors.StatusError, _FULL, 503, 529, 530),
     _rule(errors.StatusError, _FAILED_ONCE, 424),
     _rule(errors.StatusError, _GATEWAY_TOO_SLOW, 504, 524),
-    _rule(errors.StatusError, FINAL, 501, 505),
+    _rule(errors.StatusError, _FINAL_HERE, 401, 402, 403, 404, 405, 410, 451, 501, 505),
     _rule(errors.StatusError, _FAILED, 408, 409, 425, *range(500, 600)),
     _rule(errors.MillstreamError, FINAL),
     # The operating system's own, from a function that is not of Millstream.
@@ -209,7 +216,7 @@ def next_delay(
     """Seconds to wait before a retry, or None where the server asks for more than the policy waits.
 
     Without a time from the server: ``random * min(cap, base * 2**retry_num)`` ("full jitter"; with the defaults up to
-    0.25, 0.5, 1, 2, 4, 8, 8, ... s after a failure, up to 1, 2, 4, 8, 10, 10, ... s where the server has no room).
+    0.25, 0.5, 1, 2, 4, 8, 8, ... s after a failure, up to 1, 2, 4, 8, 10, 10, ... s where the server takes no more).
     With one: that time, never less, and up to 5 % (at least 0.5 s) more, so that not all come back at one moment.
 
     Args:
@@ -227,23 +234,34 @@ def next_delay(
         return retry_after + random * max(0.5, 0.05 * retry_after)
     if verdict.immediate and retry_num == 0:
         return 0.0
-    slow = verdict.signal in {"rate", "overload"}
+    slow = verdict.signal in {"rate", "overload", "loading"}
     base = policy.overload_base if slow else policy.transient_base
     cap = policy.overload_cap if slow else policy.transient_cap
     return random * min(cap, base * 2.0 ** min(retry_num, 64))
 
 
 class RetrySchedule:
-    """What the retries of one call have used up, and whether there is another one."""
+    """What the retries of one call have used up, and whether there is another one.
 
-    __slots__ = ("_by_kind", "_counted", "_free_waited", "_policy", "_retries")
+    Args:
+        policy: waits and bounds.
+        bounded: whether the call has a deadline. Retries that use up nothing then end by that, or by a single wait of
+            more than `RetryPolicy.max_wait` that the server asks for; otherwise also after `MAX_FREE_RETRIES`.
+    """
 
-    def __init__(self, policy: RetryPolicy) -> None:
+    __slots__ = ("_bounded", "_by_kind", "_counted", "_policy", "_retries")
+
+    def __init__(self, policy: RetryPolicy, *, bounded: bool = False) -> None:
         self._policy = policy
+        self._bounded = bounded
         self._counted = 0
-        self._free_waited = 0.0
         self._by_kind: dict[Verdict, int] = {}
         self._retries = 0
+
+    @property
+    def counted(self) -> int:
+        """Retries so far that used up one of `RetryPolicy.max_retries`."""
+        return self._counted
 
     def next(self, verdict: Verdict, retry_after: float | None, random: float) -> float | None:
         """The delay in seconds before the next attempt, None for no further attempt. A delay that is given counts."""
@@ -252,19 +270,15 @@ class RetrySchedule:
             return None
         if verdict.limit is not None and self._by_kind.get(verdict, 0) >= verdict.limit:
             return None
-        delay = next_delay(policy, verdict, self._retries, retry_after, random)
-        if delay is None:
-            return None
         if verdict.counted:
             if self._counted >= policy.max_retries:
                 return None
-            self._counted += 1
-        else:
-            # By the time that was told and not the spread on top of it: a server may ask for the whole of max_wait.
-            wait = delay if retry_after is None else min(retry_after, policy.max_wait)
-            if self._retries - self._counted >= MAX_FREE_RETRIES or self._free_waited + wait > policy.max_wait:
-                return None
-            self._free_waited += wait
+        elif not self._bounded and self._retries - self._counted >= MAX_FREE_RETRIES:
+            return None
+        delay = next_delay(policy, verdict, self._retries, retry_after, random)
+        if delay is None:
+            return None
+        self._counted += verdict.counted
         self._by_kind[verdict] = self._by_kind.get(verdict, 0) + 1
         self._retries += 1
         return delay
@@ -274,12 +288,13 @@ class RetryBudget:
     """How many retries everyone together may still make, so that a brown-out is not answered with a storm.
 
     Starts full, at 100. A counted retry takes 1, a success gives 0.1 back: in the long run at most one request in ten
-    is a retry. At less than 1 there is no retry.
+    is a retry. At less than 50 a call is to make one counted retry at the most, at less than 1 none.
     """
 
     __slots__ = ("_tenths",)
 
     CAPACITY = 100
+    LOW = 50
 
     def __init__(self) -> None:
         self._tenths = self.CAPACITY * 10  # whole numbers: ten tenths are exactly one retry
@@ -288,6 +303,11 @@ class RetryBudget:
     def level(self) -> float:
         """Retries that are left, 0 to 100."""
         return self._tenths / 10
+
+    @property
+    def low(self) -> bool:
+        """Whether a call that has made a counted retry is to make no other."""
+        return self._tenths < self.LOW * 10
 
     @property
     def empty(self) -> bool:

@@ -59,8 +59,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     overload_cap: float = 10.0
     """For servers that are full, loading, or limit the rate."""
     max_wait: float = 60.0
-    """No single wait is longer: a server that asks for more is not waited for. Refusals that cost nothing (429, 503,
-    no connection) use up no retry; instead they end when their waits add up to this."""
+    """No single wait is longer: where a server asks for more, its error is raised at once, with ``retry_after``. Apart
+    from that, refusals that cost nothing (429, 503, no connection) use up no retry: they are tried again until the
+    call's deadline (`Deadlines.total`), or 100 times where it has none."""
 
     def __post_init__(self) -> None:
         check_int("max_retries", self.max_retries, low=0)

@@ -55,7 +55,10 @@ TABLE = [
     (errors.ProtocolError(status_code=200), "paid", "transient", 1),
     (errors.TruncatedStreamError(), "paid", "transient", None),
     (errors.StreamInterruptedError(), "final", "none", None),
-    *((status(errors.BadRequestError, code), "final", "none", None) for code in (400, 405, 413, 414, 415, 422)),
+    *(
+        (status(errors.BadRequestError, code), "final", "none", None)
+        for code in (307, 400, 405, 413, 414, 415, 422, 451)
+    ),
     (status(errors.ContextLengthError, 422), "final", "none", None),
     (status(errors.AuthenticationError, 401), "final", "none", None),
     (status(errors.PaymentRequiredError, 402), "final", "none", None),
@@ -68,7 +71,7 @@ TABLE = [
     (status(errors.OverloadedError, 429), "free", "overload", None),
     (status(errors.OverloadedError, 503), "free", "overload", None),
     (status(errors.OverloadedError, 529), "free", "overload", None),
-    (status(errors.ModelLoadingError, 503), "free", "none", None),
+    (status(errors.ModelLoadingError, 503), "free", "loading", None),
     (status(errors.GenerationError, 424), "paid", "transient", 1),
     *(
         (status(errors.ServerError, code), "paid", "transient", None)
@@ -99,6 +102,63 @@ def test_every_error_has_its_verdict(error, kind, signal, limit):
     verdict = classify(error)
     actual = "final" if not verdict.retry else "paid" if verdict.counted else "free"
     assert (actual, verdict.signal, verdict.limit) == (kind, signal, limit)
+
+
+def permanent(error: errors.ConnectError) -> errors.ConnectError:
+    error.permanent = True
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.CertificateError(),
+        permanent(errors.ConnectError()),
+        status(errors.AuthenticationError, 401),
+        status(errors.PaymentRequiredError, 402),
+        status(errors.PaymentRequiredError, 429),
+        status(errors.PermissionDeniedError, 403),
+        status(errors.NotFoundError, 404),
+        status(errors.NotFoundError, 410),
+        status(errors.ModelNotFoundError, 404),
+        status(errors.ModelNotFoundError, 400),
+        status(errors.BadRequestError, 301),
+        status(errors.BadRequestError, 308),
+        status(errors.BadRequestError, 405),
+        status(errors.BadRequestError, 451),
+        status(errors.ServerError, 501),
+        status(errors.ServerError, 505),
+        *(status(errors.StatusError, code) for code in (401, 402, 403, 404, 405, 410, 451, 501, 505)),
+    ],
+    ids=repr,
+)
+def test_a_final_error_of_the_endpoint_may_be_none_elsewhere(error):
+    assert classify(error) == Verdict(retry=False, elsewhere=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UsageError(),
+        errors.MissingKeyError(),
+        errors.LocalProtocolError(),
+        errors.StreamInterruptedError(),
+        deadline("total"),
+        deadline("pool"),
+        *(status(errors.BadRequestError, code) for code in (400, 413, 414, 415, 422)),
+        status(errors.ContextLengthError, 400),
+        *(status(errors.StatusError, code) for code in (0, 400, 413, 422)),
+        ValueError(),
+        asyncio.CancelledError(),
+    ],
+    ids=repr,
+)
+def test_an_error_of_the_request_is_final_everywhere(error):
+    assert classify(error) == FINAL == Verdict(retry=False, elsewhere=False)
+
+
+def test_only_a_final_error_sends_elsewhere():
+    assert {rule.verdict.retry for rule in RULES if rule.verdict.elsewhere} == {False}
 
 
 def test_no_error_of_the_tree_is_missing_in_the_table_above():
@@ -197,7 +257,12 @@ def test_the_schedule_after_a_failure():
 
 
 def test_the_schedule_of_an_overload_and_of_a_rate_limit():
-    for code, kind in ((503, errors.OverloadedError), (429, errors.RateLimitError), (504, errors.ServerError)):
+    for code, kind in (
+        (503, errors.OverloadedError),
+        (503, errors.ModelLoadingError),
+        (429, errors.RateLimitError),
+        (504, errors.ServerError),
+    ):
         assert delays(classify(status(kind, code)), 6) == [1, 2, 4, 8, 10, 10]
 
 
@@ -262,22 +327,40 @@ def test_counted_retries_end_at_max_retries():
     assert given_retries(RetrySchedule(RetryPolicy(max_retries=2)), PAID) == 2
 
 
-def test_free_retries_end_when_their_waits_add_up():
-    # 1 + 2 + 4 + 8 + 10 + 10 + 10 + 10 = 55; the next 10 would make 65
-    assert given_retries(RetrySchedule(RetryPolicy()), classify(status(errors.OverloadedError, 503))) == 8
-    assert given_retries(RetrySchedule(RetryPolicy()), FREE, told=20.0) == 3
-    assert given_retries(RetrySchedule(RetryPolicy()), FREE, told=60.0) == 1
-    assert given_retries(RetrySchedule(RetryPolicy()), FREE, told=61.0) == 0
+def test_free_retries_of_a_call_with_a_deadline_do_not_end_by_themselves():
+    full = classify(status(errors.OverloadedError, 503))
+    for verdict, told in ((full, None), (FREE, 20.0), (FREE, 60.0), (FREE, 0.0)):
+        schedule = RetrySchedule(RetryPolicy(), bounded=True)
+        assert None not in [schedule.next(verdict, told, 1.0) for _ in range(500)]
 
 
-def test_free_retries_end_even_where_they_wait_for_nothing():
+def test_one_wait_that_is_too_long_ends_them():
+    schedule = RetrySchedule(RetryPolicy(), bounded=True)
+    assert schedule.next(FREE, 60.0, 0.0) == 60
+    assert schedule.next(FREE, 60.1, 0.0) is None
+    assert schedule.next(classify(errors.ModelLoadingError()), 600.0, 0.0) == 60  # that is but a guess
+    assert RetrySchedule(RetryPolicy(max_wait=5), bounded=True).next(FREE, 6.0, 0.0) is None
+
+
+def test_free_retries_of_a_call_without_a_deadline_end_somewhen():
     assert given_retries(RetrySchedule(RetryPolicy(transient_base=0)), FREE) == 100
+    assert given_retries(RetrySchedule(RetryPolicy()), FREE, told=60.0) == 100
 
 
 def test_free_retries_use_up_no_counted_ones():
     schedule = RetrySchedule(RetryPolicy())
     assert [schedule.next(FREE, None, 0.0) for _ in range(10)] == [0] * 10
+    assert schedule.counted == 0
     assert given_retries(schedule, PAID) == 6
+    assert schedule.counted == 6
+
+
+def test_what_is_not_given_is_not_counted():
+    schedule = RetrySchedule(RetryPolicy(max_retries=1))
+    assert schedule.next(PAID, 61.0, 0.0) is None
+    assert schedule.next(PAID, None, 0.0) == 0.0
+    assert schedule.next(PAID, None, 0.0) is None
+    assert schedule.counted == 1
 
 
 def test_no_retry_of_any_kind_with_max_retries_0():
@@ -311,3 +394,15 @@ def test_the_budget_is_100_retries_and_earns_a_tenth_by_success():
     for _ in range(5000):
         budget.give_back()
     assert budget.level == 100
+
+
+def test_below_half_the_budget_is_low():
+    budget = RetryBudget()
+    assert not budget.low
+    assert all(budget.take() for _ in range(50))
+    assert (budget.level, budget.low) == (50, False)
+    assert budget.take()
+    assert (budget.level, budget.low, budget.empty) == (49, True, False)
+    for _ in range(10):
+        budget.give_back()
+    assert (budget.level, budget.low) == (50, False)
