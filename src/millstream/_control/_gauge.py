@@ -1,0 +1,125 @@
+"""What first tokens tell: how many a second, how soon, and how soon without load."""
+
+from __future__ import annotations
+
+__all__ = ["SAMPLES", "Gauge"]
+
+SAMPLES, MAX_SAMPLES, MAX_PERIODS = 4, 2048, 10
+"""A median of fewer says nothing (they are gathered, but over so many judgements at most); of more, nothing new."""
+
+NEAR, NEAR_SECONDS = 1.5, 0.05
+"""While half of the first tokens come nearly as fast as without load, those that wait are slow ones, no queue."""
+
+RATE_SECONDS = 3.0
+"""Over so many seconds the rate of first tokens is smoothed, or over the time of one that is slower."""
+
+PROBE_EVERY = 60.0
+"""Seconds after which the time without load is measured anew, with an empty queue: models and neighbours change."""
+
+PROBE_SAMPLES, PROBE_SECONDS = 5, 3.0
+"""First tokens of such a measurement, and the least time after which it is given up."""
+
+
+def median(values: list[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+class Gauge:
+    """The times are those from sending a request to its first token."""
+
+    __slots__ = (
+        "_base_at",
+        "_periods",
+        "_probe_samples",
+        "_probe_until",
+        "_samples",
+        "base",
+        "fresh",
+        "median",
+        "probe_since",
+        "probes",
+        "rate",
+    )
+
+    def __init__(self) -> None:
+        self.fresh = 0
+        """First tokens since the last judgement."""
+        self.rate = 0.0
+        """First tokens a second."""
+        self.median: float | None = None
+        """Of the last ones; None: too few."""
+        self.base: float | None = None
+        """The time without load; None: not known yet."""
+        self.probe_since: float | None = None
+        """Since when the time without load is measured; None: it is not."""
+        self.probes = 0
+        self._samples: list[float] = []
+        self._periods = 0
+        self._base_at = 0.0
+        self._probe_until = 0.0
+        self._probe_samples: list[float] = []
+
+    def note(self, now: float, seconds: float) -> None:
+        """One first token."""
+        self.fresh += 1
+        samples = self._samples
+        if len(samples) < MAX_SAMPLES:
+            samples.append(seconds)
+        if self.probe_since is not None and now - seconds >= self.probe_since:
+            self._probe_samples.append(seconds)
+
+    def measure(self, now: float, seconds: float) -> bool:
+        """Of the `seconds` since the last time. True: there is a new median."""
+        if seconds > 0:
+            rate = self.fresh / seconds
+            smooth = max(RATE_SECONDS, self.base or 0.0)
+            self.rate = rate if not self.rate else self.rate + min(1.0, seconds / smooth) * (rate - self.rate)
+        self.fresh = 0
+        self._periods += 1
+        if len(self._samples) >= SAMPLES:
+            self.median = median(self._samples)
+            if self.base is None or self.median <= self.base:
+                self.base, self._base_at = self.median, now
+            told = True
+        elif self._periods < MAX_PERIODS:
+            return False
+        else:
+            self.median, told = None, False
+        self._samples.clear()
+        self._periods = 0
+        return told
+
+    def is_near_base(self) -> bool:
+        return self.median is not None and self.base is not None and self.median <= NEAR * self.base + NEAR_SECONDS
+
+    def probe(self, now: float, *, possible: bool) -> None:
+        """Begins, ends or gives up the measurement of the time without load, where it is due and `possible`."""
+        base = self.base
+        if base is None:
+            return
+        if self.probe_since is None:
+            if possible and now - self._base_at > PROBE_EVERY:
+                self.probe_since = now
+                self._probe_until = now + max(PROBE_SECONDS, 4 * base, 2 * (self.median or 0.0))
+                self._probe_samples = []
+        elif len(self._probe_samples) >= PROBE_SAMPLES:
+            self.base, self._base_at = median(self._probe_samples), now
+            self.probe_since = None
+            self.probes += 1
+        elif now > self._probe_until:
+            self.probe_since = None
+            self._base_at = now - PROBE_EVERY / 2
+
+    def restart(self) -> None:
+        """What was measured is too old."""
+        self.rate = 0.0
+        self.base = self.median = self.probe_since = None
+        self._samples.clear()
+
+    def shift(self, seconds: float) -> None:
+        self._base_at += seconds
+        self._probe_until += seconds
+        if self.probe_since is not None:
+            self.probe_since += seconds

@@ -1,0 +1,505 @@
+"""The window of one lane: see `Window`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from typing import Literal
+
+import msgspec
+
+from millstream._control._cool_down import MAX_COOL, CoolDown
+from millstream._control._gauge import Gauge
+from millstream._control._pacer import Pacer
+from millstream._headers import StatedLimits
+
+__all__ = ["RejectKind", "Window", "WindowChange", "WindowStatistics"]
+
+RejectKind = Literal["rate", "overload", "loading"]
+Reason = Literal["room", "queue", "overload", "rate", "loading", "unreachable", "recovered", "stated"]
+
+# These figures, as those of the parts beside, were chosen in the simulation (`python -m benchmarks.governor`), in which
+# results hardly change with neighbouring values.
+
+PERIOD = 1.0
+"""Seconds between two judgements: long enough for some first tokens, short against the length of an answer."""
+
+BUNCH = 0.03
+"""Seconds. A server that begins several answers together sends their first tokens within this time."""
+
+SLACK = 1.25
+"""So many times the requests that wait at an empty queue by Little's law may wait: they come in bunches."""
+
+LOW, HIGH = 0.05, 0.10
+LEAST_LOW, LEAST_HIGH = 1.0, 4.0
+"""How much of the window may stand in the server's queue: below, there is room; above, it is too much; between the two
+nothing changes. Small windows count in requests."""
+
+GROWTH, FAST_GROWTH, STEADY = 1.05, 1.25, 3
+"""By how much a full window without a queue grows: carefully at first, fast after so many judgements of the same."""
+
+CUT, BLIND_CUT = 0.85, 0.7
+"""What an overload leaves of the window: more where first tokens will tell soon whether it was enough."""
+
+LEAST_OF_EPISODE = 0.5
+"""A queue that does not go away is not ours: someone else fills it, and giving up more would only feed them."""
+
+SHORTER_QUEUE = 0.7
+"""First tokens that come in less than this share of the time show that a cut helped: the next may go on from here."""
+
+FULL = 0.95
+"""A window that is used to less than this share does not limit: it says nothing about whether more would go."""
+
+PROBE_ROOM = 0.02
+"""What may wait while the time without load is measured, beside one: this share of the window."""
+
+MAX_LOADING = 60.0
+"""Seconds. A model that loads is asked again after this time, whatever it estimated."""
+
+UNREACHABLE = 5
+"""So many attempts in a row that found nobody: one at a time from here."""
+
+IDLE = 300.0
+"""Seconds without a request, after which what was learned is as old as a guess: start again."""
+
+MEAN = 0.05
+"""The share of the last answer in the mean of tokens."""
+
+
+class WindowChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What the window did last, and why."""
+
+    before: int
+    """How many might be in flight before,"""
+    limit: int
+    """and now."""
+    reason: Reason
+    pace: float | None
+    """Requests a second; None: they are not paced."""
+    cool_for: float
+    """Seconds from now in which nothing is sent; 0: none."""
+
+
+class WindowStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the window stands."""
+
+    limit: int
+    waiting: int
+    """In flight, without a first token."""
+    served: int
+    """In flight, with one (or of a kind that tells none)."""
+    arrival_rate: float
+    """First tokens a second."""
+    base: float | None
+    """Seconds to the first token without load; None: not known yet."""
+    excess: float
+    """How many of our requests stand in the server's queue, by the last judgement."""
+    pace: float | None
+    """Requests a second; None: they are not paced."""
+    cool_until: float
+    """Nothing is sent before; a monotonic time, perhaps long past."""
+    cuts: int
+    probes: int
+    """How often the time without load was measured anew."""
+    rejected: int
+
+
+class Window:
+    """How many requests may be in flight in one lane (an origin, a model, a credential), and when the next may leave.
+
+    A request that has its first token is being served; one that has none is in prefill, or in the server's queue. By
+    Little's law ``first tokens a second * time to first token without load`` of them wait where the queue is empty.
+    What waits beyond that is our part of the queue. It is kept short: enough that no freed slot of the server is ever
+    idle, and no more, whatever the lengths of the answers.
+
+    Rejections for a rate set the pace of a token bucket; overloads cut the window, once for all that were on their way;
+    both begin a cool-down in which nothing is sent. After repeated ones, while a model loads, or where nobody
+    answers, one request at a time goes out until an answer comes.
+
+    Args:
+        start: requests in flight at the beginning.
+        ceiling: never more than this.
+        adaptive: False: begins at the ceiling and returns to it; only rejections make it smaller.
+        random: from 0 to 1, for the spread of cool-downs.
+    """
+
+    __slots__ = (
+        "_adaptive",
+        "_ceiling",
+        "_clean",
+        "_cool",
+        "_cut_at",
+        "_cuts",
+        "_due",
+        "_ended",
+        "_enough",
+        "_episode",
+        "_excess",
+        "_full",
+        "_gauge",
+        "_judged_at",
+        "_limit",
+        "_lone",
+        "_lone_is_out",
+        "_mean_tokens",
+        "_next",
+        "_pacer",
+        "_rejected",
+        "_served",
+        "_size",
+        "_slow_start",
+        "_start",
+        "_streak",
+        "_told_ceiling",
+        "_unanswered",
+        "_waiting",
+        "change",
+    )
+
+    def __init__(
+        self, *, start: float = 8, ceiling: int = 1000, adaptive: bool = True, random: Callable[[], float]
+    ) -> None:
+        self.change: WindowChange | None = None
+        """The last one that nobody looked at yet. Whoever tells it sets it to None."""
+        self._adaptive = adaptive
+        self._ceiling = self._told_ceiling = max(1, ceiling)
+        self._start = float(self._ceiling) if not adaptive else max(1.0, start)
+        self._waiting = 0
+        self._served = 0
+        self._ended = 0  # were accepted, and are no longer in flight
+        self._rejected = self._cuts = 0
+
+        self._size = self._enough = 1.0  # the window, not rounded; in flight, from which it counts as full
+        self._limit = 1
+        self._full = False  # was it, since the last judgement?
+        self._slow_start = True
+        self._clean = 0  # judgements in a row that found room
+        self._excess = 0.0
+        self._episode: tuple[float, float] | None = None  # window and median when a queue was first seen
+        self._judged_at: float | None = None  # None: nothing was sent yet
+        self._next = -float("inf")  # no judgement before
+        self._due = False  # it only waits for the end of a bunch
+        self._gauge = Gauge()
+
+        self._pacer = Pacer()
+        self._mean_tokens: float | None = None
+        self._cool = CoolDown(random)
+        self._cut_at = -float("inf")
+        self._streak = 0  # epochs of rejections without a success between
+        self._unanswered = 0
+        self._lone = False  # one at a time, until an answer comes
+        self._lone_is_out = False
+        self._resize(self._start)
+
+    @property
+    def limit(self) -> int:
+        """How many may be in flight now."""
+        if self._lone:  # those that left before may hang: the one that tries does not wait for them
+            in_flight = self._waiting + self._served
+            return max(1, min(self._ceiling, in_flight if self._lone_is_out else in_flight + 1))
+        if self._gauge.probe_since is not None:
+            return max(1, min(self._limit, int(self._served + 1 + PROBE_ROOM * self._size)))
+        return self._limit
+
+    @property
+    def in_flight(self) -> int:
+        return self._waiting + self._served
+
+    def ready_at(self, now: float) -> float:
+        """When the next one may leave, as far as cool-down and pace say; `now` where it may at once."""
+        if now >= self._next:
+            self._judge(now)
+        ready = now if self._pacer.rate is None else self._pacer.ready_at(now)
+        cool = self._cool.until
+        if cool <= now:
+            return ready
+        if cool > now + MAX_COOL:  # the clock jumped back
+            cool = self._cool.until = now + MAX_COOL
+        return max(cool, ready)
+
+    def send(self, now: float, *, signals: bool = True) -> None:
+        """One leaves.
+
+        Args:
+            now: the time.
+            signals: False: nobody will tell when its first token came; it counts as served at once.
+        """
+        in_flight = self._waiting + self._served + 1
+        if in_flight == 1:
+            self._begin(now)
+        if signals:
+            self._waiting += 1
+        else:
+            self._served += 1
+        if in_flight >= self._enough:
+            self._full = True
+        if self._pacer.rate is not None:
+            self._pacer.take(now)
+        if self._lone:
+            self._lone_is_out = True
+
+    def unsend(self, now: float, *, signals: bool) -> None:
+        """It did not leave after all."""
+        self._leave(waiting=signals)
+        self._pacer.give_back()
+
+    def first_token(self, now: float, ttft: float) -> None:
+        """Of one that waited.
+
+        Args:
+            now: the time.
+            ttft: seconds since it was sent.
+        """
+        if self._waiting:
+            self._waiting -= 1
+            self._served += 1
+        self._gauge.note(now, ttft)
+        if self._streak or self._unanswered or self._lone:
+            self._answered(now)
+        if not self._waiting:
+            # In slow start the answers to a full window are all there is to know: the next step need not wait.
+            if now >= self._next or (self._slow_start and self._full and self._adaptive):
+                self._judge(now)
+        elif now >= self._next:
+            if self._due:
+                self._judge(now)
+            else:  # more of the same bunch may come at this moment: who waits is not known yet
+                self._due, self._next = True, now + BUNCH
+
+    def done(self, now: float, *, waiting: bool, tokens: int | None = None) -> None:
+        """It ended well.
+
+        Args:
+            now: the time.
+            waiting: whether its first token was never told.
+            tokens: what it used of a quota of tokens; None: not known.
+        """
+        self._leave(waiting=waiting)
+        self._ended += 1
+        if tokens is not None:
+            mean = self._mean_tokens
+            self._mean_tokens = float(tokens) if mean is None else mean + MEAN * (tokens - mean)
+        if self._streak or self._unanswered or self._lone:
+            self._answered(now)
+        if now >= self._next:
+            self._judge(now)
+
+    def broken(self, now: float, *, waiting: bool) -> None:
+        """It ended otherwise (cancelled, failed): no sign of congestion."""
+        self._leave(waiting=waiting)
+        if not waiting:
+            self._ended += 1
+
+    def rejected(
+        self, now: float, kind: RejectKind, retry_after: float | None, *, sent_at: float, waiting: bool
+    ) -> None:
+        """It was not taken.
+
+        Args:
+            now: the time.
+            kind: ``rate``: too many in too short a time; ``overload``: too many at a time; ``loading``: not ready yet.
+            retry_after: seconds that the server asks to wait; None: it does not ask.
+            sent_at: when it was sent.
+            waiting: whether it was counted so.
+        """
+        in_flight = self.in_flight
+        self._leave(waiting=waiting)
+        self._rejected += 1
+        self._unanswered = 0
+        wait = retry_after if retry_after is not None and isfinite(retry_after) and retry_after > 0 else None
+        if wait is not None and kind == "loading":
+            wait = min(wait, MAX_LOADING)
+        if sent_at <= self._cut_at:  # it left before the last cut: no new sign
+            if wait is not None:
+                self._cool.told(now, wait)
+                self._pacer.hold_until(self._cool.until)
+            return
+        before = self._limit
+        self._cut_at, self._full = now, False
+        self._streak += 1
+        if kind == "rate":
+            self._lone = False
+            self._pacer.rejected(now, wait, self._ended + self._served)
+        elif kind == "overload":
+            self._shrink(in_flight)
+        if kind == "loading" or (kind == "overload" and self._streak >= 2):
+            self._lone, self._lone_is_out = True, False
+        if wait is None:
+            self._cool.back_off(now, self._streak)
+        else:
+            self._cool.told(now, wait)
+        self._pacer.hold_until(self._cool.until)
+        self._changed(now, before, kind)
+
+    def unreachable(self, now: float, *, waiting: bool) -> None:
+        """It found nobody: no connection."""
+        self._leave(waiting=waiting)
+        self._unanswered += 1
+        if self._unanswered >= UNREACHABLE:
+            self._lone, self._lone_is_out = True, False
+            self._cool.back_off(now, self._unanswered - UNREACHABLE + 1)
+            self._changed(now, self._limit, "unreachable")
+
+    def stated(self, now: float, limits: StatedLimits) -> None:
+        """What the headers of any answer tell: a ceiling, and the pace at which what remains lasts until the reset."""
+        before, changed = self._limit, False
+        if limits.concurrency is not None and limits.concurrency != self._told_ceiling:
+            self._told_ceiling = max(1, limits.concurrency)
+            self._resize(self._size)
+            changed = self._limit != before
+        rate = reset = None
+        if limits.requests_remaining is not None and limits.requests_reset is not None:
+            reset = limits.requests_reset
+            rate = (limits.requests_remaining - self._waiting) / max(0.5, reset)
+        mean = self._mean_tokens
+        if limits.tokens_remaining is not None and limits.tokens_reset is not None and mean:
+            by_tokens = (limits.tokens_remaining / mean - self._waiting) / max(0.5, limits.tokens_reset)
+            if rate is None or by_tokens < rate:
+                rate, reset = by_tokens, limits.tokens_reset
+        if rate is not None and reset is not None:
+            changed = changed or self._pacer.rate is None
+            self._pacer.told(now, rate, reset)
+            if rate <= 0 and now + reset > self._cool.until:
+                self._cool.told(now, reset)
+                self._pacer.hold_until(self._cool.until)
+                changed = True
+        if changed:
+            self._changed(now, before, "stated")
+
+    def shift(self, seconds: float) -> None:
+        """The clock has another origin: `seconds` are added to all times."""
+        self._cool.until += seconds
+        self._cut_at += seconds
+        self._next += seconds
+        if self._judged_at is not None:
+            self._judged_at += seconds
+        self._gauge.shift(seconds)
+        self._pacer.shift(seconds)
+
+    def statistics(self, now: float) -> WindowStatistics:
+        return WindowStatistics(
+            limit=self.limit,
+            waiting=self._waiting,
+            served=self._served,
+            arrival_rate=self._gauge.rate,
+            base=self._gauge.base,
+            excess=self._excess,
+            pace=self._pacer.rate,
+            cool_until=self._cool.until,
+            cuts=self._cuts,
+            probes=self._gauge.probes,
+            rejected=self._rejected,
+        )
+
+    def _begin(self, now: float) -> None:
+        """One leaves, and none is in flight."""
+        if self._judged_at is None:
+            self._pacer.start(now, self._ended)
+            self._judged_at, self._next = now, now + PERIOD
+        elif now >= self._next:
+            self._judge(now)
+
+    def _restart(self, now: float) -> None:
+        self._resize(min(self._size, self._start))
+        self._slow_start, self._episode, self._clean, self._excess = True, None, 0, 0.0
+        self._gauge.restart()
+        self._pacer.start(now, self._ended)
+
+    def _leave(self, *, waiting: bool) -> None:
+        """One that was counted as waiting or served is no longer in flight."""
+        if (waiting and self._waiting) or not self._served:
+            self._waiting = max(0, self._waiting - 1)
+        else:
+            self._served -= 1
+        self._lone_is_out = False
+
+    def _answered(self, now: float) -> None:
+        """The endpoint works."""
+        self._streak = self._unanswered = 0
+        if self._lone:
+            self._lone = False
+            self._changed(now, 1, "recovered")
+
+    def _judge(self, now: float) -> None:
+        """About once a second: whether there is room, or a queue."""
+        judged_at = self._judged_at
+        self._next, self._due = now + PERIOD, False
+        if judged_at is None:
+            return
+        self._judged_at = now
+        seconds = now - judged_at
+        if seconds > IDLE and not self._waiting + self._served:
+            self._restart(now)
+        if seconds <= 0 or seconds > IDLE:  # or the clock jumped
+            self._gauge.fresh = 0
+            return
+        gauge, cooling = self._gauge, now < self._cool.until
+        fresh = gauge.fresh
+        told = gauge.measure(now, seconds)
+        self._pacer.grow(now, 0.0 if cooling else min(seconds, 2 * PERIOD), self._ended + self._served)
+        if self._adaptive:
+            gauge.probe(now, possible=self._full and not cooling)
+            if not fresh and not self._served:
+                return  # nothing is known yet
+            self._excess = self._waiting - SLACK * gauge.rate * (gauge.base or 0.0) - 1
+            if told and gauge.is_near_base():
+                self._excess = min(self._excess, 0.0)
+        low, high = max(LEAST_LOW, LOW * self._size), max(LEAST_HIGH, HIGH * self._size)
+        if self._excess > high:
+            self._give_way(now, (low + high) / 2)
+        elif self._excess < low:
+            self._episode = None
+            if self._full and not cooling:
+                self._take_room(now)
+        else:
+            self._clean = 0
+        self._full = False
+
+    def _give_way(self, now: float, queue: float) -> None:
+        """We stand in a queue: only so many of us are to."""
+        gauge, before = self._gauge, self._limit
+        self._slow_start, self._clean = False, 0
+        seen = gauge.median or 0.0
+        if self._episode is None or seen <= SHORTER_QUEUE * self._episode[1]:
+            self._episode = (self._size, seen)
+        least = LEAST_OF_EPISODE * self._episode[0]
+        if self._size > least:
+            target = self._served + SLACK * gauge.rate * (gauge.base or 0.0) + 1 + queue
+            if target < self._size:
+                self._cuts += 1
+                self._resize(max(least, target))
+                self._changed(now, before, "queue")
+
+    def _take_room(self, now: float) -> None:
+        before = self._limit
+        self._clean += 1
+        factor = 2.0 if self._slow_start else FAST_GROWTH if self._clean >= STEADY else GROWTH
+        self._resize(max(self._size + 1, self._size * factor))
+        if self._limit != before and (self.change is None or self.change.reason == "room"):
+            self._changed(now, before, "room")
+
+    def _shrink(self, in_flight: int) -> None:
+        """Too many at a time."""
+        self._cuts += 1
+        self._clean = 0
+        if self._streak >= 2:
+            self._slow_start = True
+            self._resize(1.0)
+        else:
+            self._slow_start = False
+            kept = BLIND_CUT if self._gauge.base is None or not self._adaptive else CUT
+            self._resize(kept * min(self._size, in_flight))
+
+    def _resize(self, size: float) -> None:
+        self._size = max(1.0, min(size, self._ceiling, self._told_ceiling))
+        self._limit = int(self._size)
+        self._enough = FULL * self._limit
+
+    def _changed(self, now: float, before: int, reason: Reason) -> None:
+        self.change = WindowChange(
+            before=before,
+            limit=self.limit,
+            reason=reason,
+            pace=self._pacer.rate,
+            cool_for=max(0.0, self._cool.until - now),
+        )
