@@ -52,6 +52,8 @@ def test_an_unknown_command(millstream):
         ["sim", "--slots", "0"],
         ["sim", "--first-token", "-1"],
         ["sim", "--server", "ollama"],
+        ["sim", "--scale-up", "-1"],
+        ["sim", "--rate-limit-headers", "all"],
         ["local", "--slots", "0"],
         ["local", "--port", "-1"],
         ["local", "extra"],

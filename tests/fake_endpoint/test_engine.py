@@ -1,4 +1,4 @@
-"""Slots, queue, time and rate limit, on a clock that jumps."""
+"""Slots, queue and time, on a clock that jumps."""
 
 from __future__ import annotations
 
@@ -115,26 +115,3 @@ async def test_jitter_is_bounded_and_seeded():
 async def test_no_latency_takes_no_time():
     engine = Engine(Behaviour())
     assert await run(engine, "a", tokens=100) == [("a", "first", 0.0), ("a", "last", 0.0)]
-
-
-async def test_the_rate_limit_opens_with_the_next_window():
-    engine = Engine(Behaviour(requests_per_minute=2))
-    assert [engine.take_permit()[0] for _ in range(3)] == [True, True, False]
-    await anyio.sleep(45)
-    assert engine.take_permit() == (False, [("retry-after", "15")])
-    await anyio.sleep(15)
-    assert engine.take_permit() == (True, [])
-
-
-async def test_rate_limit_headers_tell_what_is_left():
-    engine = Engine(Behaviour(requests_per_minute=2, rate_limit_headers="ratelimit"))
-    policy = ("ratelimit-policy", '"fixed window";"api";q=2;w=60')
-    assert engine.take_permit() == (True, [("ratelimit", '"api";r=1;t=60'), policy])
-    engine.take_permit()
-    await anyio.sleep(5)
-    assert engine.take_permit() == (False, [("ratelimit", '"api";r=0;t=55'), policy])
-
-
-async def test_no_headers_when_none_are_wanted():
-    engine = Engine(Behaviour(requests_per_minute=1, rate_limit_headers="none"))
-    assert [engine.take_permit() for _ in range(2)] == [(True, []), (False, [])]

@@ -156,6 +156,16 @@ def local(port: int, slots: int, debug: bool) -> int:
     "--max-queue", type=click.IntRange(min=0), metavar="N", help="Prompts that may wait for a slot. Default: no bound."
 )
 @click.option("--requests-per-minute", type=_COUNT, metavar="N", help="More are answered 429. Default: no limit.")
+@click.option("--tokens-per-minute", type=_COUNT, metavar="N", help="The same for tokens. Default: no limit.")
+@click.option(
+    "--rate-limit-headers",
+    type=click.Choice(["retry-after", "ratelimit", "x-ratelimit", "none"]),
+    default="retry-after",
+    show_default=True,
+    help="How both limits are told.",
+)
+@click.option("--scale-up", type=_SECONDS, metavar="SECONDS", help="Start scaled to zero; so long to be up.")
+@click.option("--loading", type=_SECONDS, metavar="SECONDS", help="Start without the model; so long to load it.")
 @click.option("--seed", type=int, metavar="N", default=0, show_default=True, help="Of the words that are made up.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def sim(debug: bool, models: Sequence[str], first_token: float, inter_token: float, **given: Any) -> int:

@@ -142,6 +142,19 @@ def overloaded(server: Server) -> Refusal:
     return error(server, 503, "No slot is free and the queue is full")
 
 
+def scaled_to_zero() -> Refusal:
+    """The replica is not up: what the proxy in front of a dedicated endpoint says."""
+    return Refusal(json_answer(503, {"error": "503 Service Unavailable"}))
+
+
+def loading(server: Server, model: str, seconds: float) -> Refusal:
+    """The model is not loaded, and will be after so many seconds."""
+    if server == "llamacpp":
+        return error(server, 503, "Loading model")
+    body = {"error": f"Model {model} is currently loading", "estimated_time": round(seconds, 1)}
+    return Refusal(json_answer(503, body))
+
+
 def rate_limited(server: Server) -> Refusal:
     """Too many requests in this window: what a gateway in front of the server says."""
     message = "Rate limit reached. Please slow down."

@@ -8,10 +8,12 @@ from typing import Any, Literal, TypeAlias
 
 from millstream.testing._faults import Fault, Latency
 
-__all__ = ["Api", "Behaviour", "FakeRequest", "Reply", "Server"]
+__all__ = ["Api", "Behaviour", "FakeRequest", "RateLimitAlgorithm", "RateLimitHeaders", "Reply", "Server"]
 
 Server = Literal["tgi", "vllm", "llamacpp"]
 Api = Literal["text-generation", "completions", "chat"]
+RateLimitAlgorithm = Literal["fixed-window", "leaky-bucket"]
+RateLimitHeaders = Literal["retry-after", "ratelimit", "x-ratelimit", "none"]
 
 Reply: TypeAlias = "str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]"
 """A text; a tool call ``{"tool": name, "arguments": {...}}``; a list of calls; or texts and calls to cycle through."""
@@ -74,11 +76,39 @@ class Behaviour:
     max_queue: int | None = None
     """How many may queue; more are refused as overload (429 on tgi, else 503). None: no bound."""
     requests_per_minute: int | None = None
-    """Generation requests in a fixed window, others get 429; None: no limit."""
+    """Generation requests a `rate_window`, others get 429; None: no limit."""
+    tokens_per_minute: int | None = None
+    """
+    Tokens a `rate_window`, of prompts and outputs; None: no limit. A request passes as long as any are left, and then
+    costs all of its own at once; when none are left, others get 429.
+    """
     rate_window: float = 60.0
-    """Seconds of that window (then `requests_per_minute` is really requests a window)."""
-    rate_limit_headers: Literal["retry-after", "ratelimit", "none"] = "retry-after"
-    """What clients are told: ``Retry-After`` on a 429; ``RateLimit``, ``RateLimit-Policy`` on all answers; nothing."""
+    """Seconds that both limits are for: with 1.0, `requests_per_minute` is really requests a second."""
+    rate_limit_algorithm: RateLimitAlgorithm = "fixed-window"
+    """
+    How both are counted: in windows, each of which begins with the first request after the last; or in a bucket that
+    leaks evenly, so that each request makes room for itself after its part of `rate_window`.
+    """
+    rate_burst: int | None = None
+    """Requests that an empty leaky bucket takes at one moment, 1 or more; None: `requests_per_minute`."""
+    rate_limit_headers: RateLimitHeaders = "retry-after"
+    """
+    What clients are told. "retry-after": ``Retry-After`` on a 429. "ratelimit": ``RateLimit`` and ``RateLimit-Policy``
+    on all answers, of requests alone, and ``Retry-After`` on a 429 for the sake of tokens. "x-ratelimit":
+    ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}`` as OpenAI writes them on all answers, and ``Retry-After``
+    on a 429. "none": nothing. A reset is the time until nothing is used any more.
+    """
+    scale_up: float | None = None
+    """
+    Seconds that the replica takes to start; None: it is up. Otherwise it is scaled to zero as a dedicated endpoint is,
+    and the first generation request has it started. Until it is up, requests get the proxy's 503; with the header
+    ``X-Scale-Up-Timeout`` they are held until it is up, or get the 503 when so many seconds are over.
+    """
+    loading: float | None = None
+    """
+    Seconds that the model takes to load; None: it is loaded. Otherwise the first generation request (after `scale_up`)
+    has it loaded, and until then all get 503 with the ``estimated_time`` that is left (llama.cpp: without).
+    """
     faults: Sequence[Fault] | Callable[[int], Fault | None] = ()
     """
     What goes wrong, in order, each for its number of generation requests; or a callable that gets the number of the

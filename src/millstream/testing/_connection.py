@@ -46,6 +46,10 @@ class Connection:
                 raw = await self._next_request()
                 body = decode_body(raw.body)
                 self._log.record(raw, body, number, keep=self._behaviour.record)
+                held = self._service.hold(raw)
+                if held > 0:
+                    with self._log.generation(Ticket()):  # of no queue: it is only counted
+                        await self._perform([Pause(held)], None)
                 steps, ticket = self._service.plan(raw, body)
                 with self._log.generation(ticket) if ticket is not None else contextlib.nullcontext():
                     await self._perform(steps, ticket)

@@ -78,7 +78,7 @@ class FakeEndpoint(Behaviour):
 
     @property
     def in_flight(self) -> int:
-        """Generation requests that are queued or generating now."""
+        """Generation requests that are held (`scale_up`), queued or generating now."""
         return self._log.in_flight
 
     @property
@@ -104,6 +104,21 @@ class FakeEndpoint(Behaviour):
     def fail(self, *faults: Fault) -> None:
         """Queue faults: each strikes the next generation requests, as many as its ``times`` says."""
         self._service.fail(faults)
+
+    def outage(self, seconds: float, fault: Fault | None = None) -> None:
+        """From now on and for so long, let every generation request that arrives have this fault.
+
+        It goes before all other faults and limits. A second outage replaces the first: ``outage(0)`` ends it. Only
+        from the event loop that the endpoint runs in, or where it runs in a thread.
+
+        Args:
+            seconds: on the event loop's clock; ``math.inf``: until the next `outage`.
+            fault: what goes wrong; its ``times`` does not count. None: ``Fault.status(503)``.
+        """
+        if self._portal is not None:
+            self._portal.call(self._service.begin_outage, seconds, fault)
+        else:
+            self._service.begin_outage(seconds, fault)
 
     def resize(self, slots: int | None) -> None:
         """Change the number of slots while it runs; who has one keeps it. None: no bound."""

@@ -1,4 +1,4 @@
-"""The generation engine: slots, the queue before them, the time that tokens take, the rate limit. No sockets."""
+"""The generation engine: slots, the queue before them, the time that tokens take. No sockets."""
 
 from __future__ import annotations
 
@@ -41,8 +41,6 @@ class Engine:
         self._behaviour = behaviour
         self._queue: deque[Ticket] = deque()
         self._jitter = random.Random(behaviour.seed)  # noqa: S311 - no secret
-        self._window_end = -math.inf
-        self._in_window = 0
         self.running = 0
         """Requests that have a slot."""
         self.finished = 0
@@ -111,26 +109,3 @@ class Engine:
         left = ticket.due - anyio.current_time()
         if left > 0:
             await anyio.sleep(left)
-
-    def take_permit(self) -> tuple[bool, list[tuple[str, str]]]:
-        """Count a request against the rate limit: whether it may pass, and the headers that tell."""
-        limit = self._behaviour.requests_per_minute
-        if limit is None:
-            return True, []
-        now = anyio.current_time()
-        window = self._behaviour.rate_window
-        if now >= self._window_end:
-            self._window_end, self._in_window = now + window, 0
-        passes = self._in_window < limit
-        self._in_window += passes
-        reset = math.ceil(self._window_end - now)
-        style = self._behaviour.rate_limit_headers
-        if style == "ratelimit":
-            policy = f'"fixed window";"api";q={limit};w={math.ceil(window)}'
-            return passes, [
-                ("ratelimit", f'"api";r={limit - self._in_window};t={reset}'),
-                ("ratelimit-policy", policy),
-            ]
-        if style == "retry-after" and not passes:
-            return False, [("retry-after", str(reset))]
-        return passes, []

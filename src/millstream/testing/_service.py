@@ -1,28 +1,42 @@
-"""From a request to the steps of its answer: key, rate limit, fault, checks, queue, generation. No I/O."""
+"""From a request to the steps of its answer: key, start, rate limit, fault, checks, queue, generation. No I/O."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import anyio
 import msgspec
 
-from millstream.testing._answers import Answer, Refusal, error, overloaded, rate_limited, text_answer, unauthorized
+from millstream.testing._answers import (
+    Answer,
+    Refusal,
+    error,
+    loading,
+    overloaded,
+    rate_limited,
+    scaled_to_zero,
+    text_answer,
+    unauthorized,
+)
 from millstream.testing._asked import Asked
 from millstream.testing._behaviour import Api, Behaviour
 from millstream.testing._engine import Engine, QueueFullError, Ticket
 from millstream.testing._faults import Fault
 from millstream.testing._http import RawRequest
 from millstream.testing._produce import produce
+from millstream.testing._rates import Rates
 from millstream.testing._read_openai import read_chat, read_completions
 from millstream.testing._read_text_generation import read_text_generation
 from millstream.testing._replies import StreamEvent, text_generation_events, text_generation_whole
 from millstream.testing._replies_openai import OpenAIReply
 from millstream.testing._routes import Counters, Route, check_model, find_route, information
 from millstream.testing._script import Step, Wire, answer_script, early_fault, generation_script, late_refusal
+from millstream.testing._text import split_tokens
 
 __all__ = ["Service", "decode_body"]
 
@@ -48,12 +62,39 @@ class Service:
         self._generation_number = 0
         self._draw = random.Random(behaviour.seed)  # noqa: S311 - no secret
         self._queued: deque[tuple[Fault, int]] = deque()
+        self._outage: tuple[float, Fault] = (-math.inf, Fault.status(503))
+        self._replica = _Start()
+        self._weights = _Start()
+        self._rates = Rates(behaviour)
         if not callable(behaviour.faults) and not behaviour.fault_rate:
             self.fail(behaviour.faults)
 
     def fail(self, faults: Iterable[Fault]) -> None:
         """Queue faults."""
         self._queued.extend((fault, fault.times) for fault in faults)
+
+    def begin_outage(self, seconds: float, fault: Fault | None) -> None:
+        """See `FakeEndpoint.outage`."""
+        self._outage = (anyio.current_time() + seconds, fault or Fault.status(503))
+
+    def _outage_now(self) -> Fault | None:
+        until, fault = self._outage
+        return fault if anyio.current_time() < until else None
+
+    def hold(self, raw: RawRequest) -> float:
+        """Seconds for which the proxy holds a request before it is planned, because the replica is not up yet."""
+        behaviour = self._behaviour
+        if behaviour.scale_up is None or self._outage_now() is not None:
+            return 0.0
+        told = _seconds(raw.headers.get("x-scale-up-timeout", ""))
+        if told is None:
+            return 0.0
+        try:
+            route = find_route(behaviour, raw.method, raw.target)
+            self._authorize(raw, route)
+        except Refusal:
+            return 0.0
+        return 0.0 if route.api is None else min(told, self._replica.left(behaviour.scale_up))
 
     def plan(self, raw: RawRequest, body: Any) -> Plan:
         """The steps of the answer; and, of a generation, its place in the queue, to be given back by `Engine.leave`."""
@@ -91,11 +132,14 @@ class Service:
             raise unauthorized(behaviour.server)
 
     def _plan_generation(self, raw: RawRequest, body: Any, route: Route, api: Api, wire: Wire) -> Plan:
-        passes, limits = self.engine.take_permit()
-        wire.extra = (*wire.extra, *limits)
-        if not passes:
-            raise rate_limited(wire.server)
-        fault = self._next_fault()
+        fault = self._outage_now()
+        if fault is None:
+            self._start(_model_named(self._behaviour, body, route, api))
+            passes = self._rates.admit()
+            wire.extra = (*wire.extra, *self._rates.headers(passes=passes))
+            if not passes:
+                raise rate_limited(wire.server)
+            fault = self._next_fault()
         if fault is not None:
             early = early_fault(wire.server, fault)
             if early is not None:
@@ -112,6 +156,19 @@ class Service:
                 return steps, None
             raise
         return self._generate(asked, wire, fault), ticket
+
+    def _start(self, model: str) -> None:
+        """Have the replica and the model started.
+
+        Raises:
+            Refusal: one is not up yet.
+        """
+        behaviour = self._behaviour
+        if self._replica.left(behaviour.scale_up):
+            raise scaled_to_zero()
+        left = self._weights.left(behaviour.loading)
+        if left:
+            raise loading(behaviour.server, model, left)
 
     def _next_fault(self) -> Fault | None:
         behaviour = self._behaviour
@@ -134,10 +191,8 @@ class Service:
         # the text-generation task is tgi's, whoever offers it
         server = "tgi" if api == "text-generation" else behaviour.server
         _check_content(server, raw, body)
-        named = body.get("model") if isinstance(body, dict) and api != "text-generation" else None
-        model = named if isinstance(named, str) else route.model or behaviour.model
-        if route.model is not None or isinstance(named, str):
-            check_model(behaviour, model)
+        model = _model_named(behaviour, body, route, api)
+        check_model(behaviour, model)
         size = len(raw.body)
         if api == "text-generation":
             return read_text_generation(behaviour, model, body, size, route.path)
@@ -147,6 +202,9 @@ class Service:
 
     def _generate(self, asked: Asked, wire: Wire, fault: Fault | None) -> list[Step]:
         outputs = produce(self._behaviour, asked, self._turns)
+        prompts = asked.prompts
+        self._rates.spend(lambda: sum(len(split_tokens(one)) for one in prompts) + sum(one.count for one in outputs))
+        wire.extra = (*wire.extra, *self._rates.headers(passes=True))
         whole: Any = None
         events: list[StreamEvent] = []
         if asked.api == "text-generation":
@@ -161,6 +219,40 @@ class Service:
             else:
                 whole = reply.whole()
         return generation_script(asked, wire, fault, whole, events, max(output.count for output in outputs))
+
+
+class _Start:
+    """Something that the first who asks for it has started."""
+
+    def __init__(self) -> None:
+        self._up_at: float | None = None
+
+    def left(self, seconds: float | None) -> float:
+        """Seconds until it is up, 0 if it is; it takes `seconds`, None: none."""
+        if seconds is None:
+            return 0.0
+        now = anyio.current_time()
+        if self._up_at is None:
+            self._up_at = now + seconds
+        left = self._up_at - now
+        return left if left > _TIMER else 0.0
+
+
+_TIMER = 0.002  # who waited until it is up may have been woken that much too early
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _model_named(behaviour: Behaviour, body: Any, route: Route, api: Api) -> str:
+    """The model that a request is for: by its body, its path, or the one that is there."""
+    named = body.get("model") if isinstance(body, dict) and api != "text-generation" else None
+    return named if isinstance(named, str) else route.model or behaviour.model
 
 
 def _check_content(server: str, raw: RawRequest, body: Any) -> None:
