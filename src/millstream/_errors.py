@@ -319,7 +319,7 @@ class PermissionDeniedError(StatusError):
 
 
 class NotFoundError(StatusError):
-    """404 or 410: no such route here. For a model that is not served: `ModelNotFoundError`."""
+    """404 or 410: no such route here; or a dedicated endpoint that is paused. For a model: `ModelNotFoundError`."""
 
 
 class ModelNotFoundError(NotFoundError):

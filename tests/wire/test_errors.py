@@ -26,7 +26,7 @@ from millstream._errors import (
     StatusError,
 )
 from millstream._sse import SSEDecoder
-from millstream._wire.errors import ROUTE_NOT_FOUND, decode_error, error_in_body, without_keys
+from millstream._wire.errors import ENDPOINT_PAUSED, ROUTE_NOT_FOUND, decode_error, error_in_body, without_keys
 
 DATA = Path(__file__).parent.parent / "data"
 HOST = "endpoint.example"
@@ -293,6 +293,26 @@ def test_a_body_without_words_gets_a_sentence(status, body, lines, message):
         (501, b"", ServerError),
         (504, HTML, ServerError),
         (522, b"", ServerError),
+        (429, {"error": {"message": "You exceeded your current quota, please check your plan and billing. Please retry in 35.8s."}}, RateLimitError),
+        (429, {"error": {"message": "You exceeded your current quota. Try again after 3 minutes"}}, RateLimitError),
+        (429, {"error": "You have exceeded your monthly included credits. Try again in 12 days"}, PaymentRequiredError),
+        (429, {"error": "You have exceeded your monthly included credits for Inference Providers. Subscribe to PRO"}, PaymentRequiredError),
+        (429, {"error": {"message": "We're experiencing high traffic right now! Please try again soon.", "type": "too_many_requests_error", "code": "queue_exceeded"}}, OverloadedError),
+        (429, {"error": {"message": "Too many requests: the queue is full", "type": "rate_limit"}}, OverloadedError),
+        (429, {"object": "error", "message": "Service tier capacity exceeded for this model.", "type": "service_tier_capacity_exceeded"}, OverloadedError),
+        (429, {"error": {"message": "m", "code": "model_overloaded"}}, OverloadedError),
+        (402, b"", PaymentRequiredError),
+        (400, {"error": "Bad Request: Invalid state"}, NotFoundError),
+        (400, {"error": "The endpoint is paused, ask a maintainer to restart it"}, NotFoundError),
+        (503, {"error": "This endpoint is paused"}, NotFoundError),
+        (400, {"error": "Invalid state of the conversation"}, BadRequestError),
+        (503, {"error": "503 Service Unavailable"}, OverloadedError),
+        (503, b"", OverloadedError),
+        (503, b"upstream connect error or disconnect/reset before headers", OverloadedError),
+        (503, {"error": {"message": "The engine is currently busy and cannot accept new requests. Please try again later.", "type": "Service Unavailable", "code": 503}}, OverloadedError),
+        (503, {"error": {"code": 503, "message": "No slot is free and the queue is full", "type": "unavailable_error"}}, OverloadedError),
+        (503, {"error": "Model with name gpt2 is not ready."}, ModelLoadingError),
+        (503, {"error": "The model is warming up, please retry"}, ModelLoadingError),
         (503, HTML, OverloadedError),
         (503, {"error": "unhealthy", "error_type": "healthcheck"}, OverloadedError),
         (503, {"error": "Model gpt2 is currently loading", "estimated_time": 20.0}, ModelLoadingError),
@@ -432,6 +452,13 @@ def test_ordinary_values_are_no_errors(value):
 
 
 # What an error carries
+
+
+@pytest.mark.parametrize("status", [400, 503])
+def test_a_paused_endpoint_is_said_to_be_paused(status):
+    error = error_of(status, {"error": "Bad Request: Invalid state"} if status == 400 else {"error": "Endpoint paused"})
+    assert error.kind == ENDPOINT_PAUSED
+    assert "resume it" in str(error)
 
 
 def test_facts_from_headers():

@@ -34,7 +34,10 @@ from millstream._errors import (
 )
 from millstream._headers import Header, clamp_wait, provider, request_id, retry_after
 
-__all__ = ["ROUTE_NOT_FOUND", "decode_error", "error_in_body", "without_keys"]
+__all__ = ["ENDPOINT_PAUSED", "ROUTE_NOT_FOUND", "decode_error", "error_in_body", "without_keys"]
+
+ENDPOINT_PAUSED = "endpoint_paused"
+"""The `kind` where a dedicated endpoint is paused: it stays so until somebody resumes it."""
 
 ROUTE_NOT_FOUND = "route_not_found"
 """The `kind` of a 404 or 405 that says no more: the server has no such route, and may speak another dialect."""
@@ -77,6 +80,8 @@ def decode_error(status: int, header: Header, body: bytes, *, host: str, now: fl
     kind = _class_of(status, told)
     if status in (404, 405) and kind in (NotFoundError, BadRequestError) and _is_route_missing(told.message):
         told = told._replace(kind=ROUTE_NOT_FOUND)
+    if kind is NotFoundError and _is_paused(told):
+        told = told._replace(message=f"{told.message} ({_PAUSED_ADVICE})", kind=ENDPOINT_PAUSED)
     if not told.message:
         told = told._replace(message=_message_without_words(status, body, host))
     error = _build(kind, status, told, header=header, host=host, body=body)
@@ -361,8 +366,16 @@ def _derived_status(told: _Told) -> int:
 
 # Which class
 
-_LOADING = re.compile(r"\bloading model\b|\bmodel\b.{0,300}\bloading\b|\bcurrently loading\b|\bis loading\b", re.DOTALL)
-_OVERLOADED = re.compile(r"\boverloaded\b|overloaded_error\b|^overloaded|\bat capacity\b")
+_LOADING = re.compile(
+    r"\bloading model\b|\bmodel\b.{0,300}\b(?:loading|being loaded|warming up|not ready)\b|\bcurrently loading\b"
+    r"|\bis loading\b",
+    re.DOTALL,
+)
+_PAUSED = re.compile(r"bad request: invalid state\.?|.{0,80}\bendpoint\b.{0,40}\bpaused\b.{0,80}")
+_PAUSED_ADVICE = "a dedicated endpoint that is paused stays so: resume it"
+_OVERLOADED = re.compile(
+    r"overloaded|\bat capacity\b|\btier.capacity.exceeded\b|\bqueue_exceeded\b|\bqueue is full\b|\bhigh traffic\b"
+)
 _RATE = re.compile(
     r"rate.?limit|too many requests|(?:requests|tokens) per (?:second|min|hour|day)|\b(?:rpm|tpm|rpd|tpd)\b"
 )
@@ -372,6 +385,7 @@ _QUOTA = re.compile(
     r"|credits? (?:are|is|have been) (?:\w+ )?(?:exhausted|depleted|used up)|billing.?hard.?limit|payment required"
     r"|billing_error"
 )
+_PASSES_SOON = re.compile(r"\b(?:retry|again) (?:in|after) [0-9.]+ ?(?:ms|s|seconds?|m|min|minutes?)\b")
 _QUOTA_PERHAPS = re.compile(r"\bquota\b|\bcredits?\b|\bbilling\b")
 _CONTEXT = re.compile(
     r"maximum context length|model'?s context length|maximum model length|max_model_len|context.?length.?exceeded"
@@ -405,6 +419,8 @@ def _class_of(status: int, told: _Told) -> type[StatusError]:
     words = told.words
     if status == 429:
         return _class_of_429(words)
+    if (status == 503 or 400 <= status < 500) and _is_paused(told):
+        return NotFoundError
     if status == 503:
         loading = told.estimated_time is not None or _LOADING.search(words)
         return ModelLoadingError if loading else OverloadedError
@@ -419,13 +435,18 @@ def _class_of(status: int, told: _Told) -> type[StatusError]:
     return BadRequestError
 
 
+def _is_paused(told: _Told) -> bool:
+    return _PAUSED.fullmatch(told.message[:300].lower()) is not None
+
+
 def _class_of_429(words: str) -> type[StatusError]:
-    if _QUOTA.search(words):
+    if _QUOTA.search(words) and not _PASSES_SOON.search(words):  # Gemini calls each limit a minute a quota, too
         return PaymentRequiredError
     if _OVERLOADED.search(words):
         return OverloadedError
     # A rate limit's text may well offer to lift it for money; only without such a text is "billing" the reason.
-    return PaymentRequiredError if _QUOTA_PERHAPS.search(words) and not _RATE.search(words) else RateLimitError
+    passes = _RATE.search(words) or _PASSES_SOON.search(words)
+    return PaymentRequiredError if _QUOTA_PERHAPS.search(words) and not passes else RateLimitError
 
 
 # Sentences for answers without words of their own
