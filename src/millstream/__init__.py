@@ -39,11 +39,13 @@ from millstream._results import (
 )
 
 # Options
-from millstream._config import CallOptions, CallOverrides, Deadlines, RetryPolicy
+from millstream._config import AdaptiveConcurrency, CallOptions, CallOverrides, Deadlines, RetryPolicy
 
 # Calling
 from millstream._backoff import Verdict, classify
-from millstream._caller import AsyncCaller, CallObserver, CallerOptions, CallerOutcome, CallerStatistics, Lease
+from millstream._caller import AsyncCaller, CallObserver, CallerOptions, CallerOutcome, CallerStatistics, Lease, Permit
+from millstream._control import WindowChange, WindowStatistics
+from millstream.limiters import Limiter, LocalLimiter, Reservation
 
 # Callbacks and events
 from millstream._events import (
@@ -57,6 +59,7 @@ from millstream._events import (
     RetryEvent,
     RunEvent,
     TextEvent,
+    WindowEvent,
 )
 from millstream.callbacks import (
     BaseCallbackHandler,
@@ -109,6 +112,7 @@ from millstream._errors import (
 from millstream._version import __version__
 
 __all__ = [
+    "AdaptiveConcurrency",
     "AsyncCaller",
     "AttemptEvent",
     "AuthenticationError",
@@ -154,6 +158,8 @@ __all__ = [
     "LLMStartEvent",
     "LLMStream",
     "Lease",
+    "Limiter",
+    "LocalLimiter",
     "LocalProtocolError",
     "LoggingCallbackHandler",
     "MillstreamError",
@@ -167,6 +173,7 @@ __all__ = [
     "Outcome",
     "OverloadedError",
     "PaymentRequiredError",
+    "Permit",
     "PermissionDeniedError",
     "PooledTransport",
     "PromptInput",
@@ -175,6 +182,7 @@ __all__ = [
     "RateLimitEvent",
     "ReadError",
     "RetryEvent",
+    "Reservation",
     "RetryPolicy",
     "RunEvent",
     "SerializedLLM",
@@ -196,6 +204,9 @@ __all__ = [
     "Usage",
     "UsageError",
     "Verdict",
+    "WindowChange",
+    "WindowEvent",
+    "WindowStatistics",
     "WriteError",
     "__version__",
     "classify",

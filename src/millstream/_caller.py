@@ -5,76 +5,45 @@ It knows nothing of HTTP: it is given a function, and judges the errors that thi
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import anyio
 import msgspec
 
 from millstream import _clock
+from millstream._admission import Admission, Lanes, Permit, others
 from millstream._backoff import NO_CONNECTION, WRONG_ADDRESS, RetryBudget, RetrySchedule, Verdict, classify, retry_after
-from millstream._config import Deadlines, RetryPolicy, check_int
-from millstream._errors import ClosedError, DeadlineError, MillstreamError, OptionTypeError, UsageError
-from millstream._fanout import Send, fan_out
-from millstream._limits import Admission, Permit, RequestLimit, Slots, TokenLimit
+from millstream._calls import CallerOptions, CallerOutcome, CallerStatistics, CallObserver
+from millstream._config import AdaptiveConcurrency, Deadlines, RetryPolicy, check_int
+from millstream._control import Window
+from millstream._errors import (
+    ClosedError,
+    DeadlineError,
+    MillstreamError,
+    OptionTypeError,
+    OptionValueError,
+    StatusError,
+    UsageError,
+)
+from millstream._fanout import Send, Width, fan_out
+from millstream._headers import StatedLimits
+from millstream.limiters import Limiter, LocalLimiter
 
-__all__ = ["AsyncCaller", "CallObserver", "CallerOptions", "CallerOutcome", "CallerStatistics", "Lease"]
+__all__ = ["AsyncCaller", "CallObserver", "CallerOptions", "CallerOutcome", "CallerStatistics", "Lease", "Permit"]
 
 T = TypeVar("T")
 ItemT = TypeVar("ItemT")
 
-
-class CallObserver(Protocol):
-    """Is told how a call goes. What it raises ends the call."""
-
-    async def attempt(self, number: int, /) -> None:
-        """An attempt is about to be made, counted from 1; its slot is held already."""
-
-    async def retry(self, number: int, delay: float, error: Exception, /) -> None:
-        """Attempt `number` failed with `error`; after `delay` seconds there will be another."""
-
-
-class CallerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What can differ from call to call."""
-
-    deadline: float | None = None
-    """When the call must be over, on the event loop's clock, besides `Deadlines.total`. None: no other bound."""
-    deadlines: Deadlines | None = None
-    """`total` and `queue` of this call; None: those of the caller."""
-    tokens: int | None = None
-    """LLM tokens that the request will use, by estimate; None: unknown. Of use where `AsyncCaller.counts_tokens`."""
-    observer: CallObserver | None = None
-    settle: Callable[[Any], int | None] | None = None
-    """Tells from the function's result how many tokens were used, None for unknown. `open` does not ask it."""
-
-
+_LEFT_OUT_SECONDS = 60.0
+"""An endpoint that can't serve a request which another one can is asked again after this time."""
 _NO_OPTIONS = CallerOptions()
-
-
-class CallerStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """How things stand. Counters are since the caller was made."""
-
-    in_flight: int
-    """Slots that are held: attempts being made, and streams being read."""
-    waiting: int
-    """Calls that wait for a slot or for a limit."""
-    backing_off: int
-    """Calls that wait for their next attempt; they hold no slot."""
-    attempts: int
-    retries: int
-    """Attempts that were not the first of their call."""
-    successes: int
-    """Calls that gave a result."""
-    failures: int
-    """Calls that ended with an error. Cancelled ones are neither."""
-    retry_budget: float
-    """Counted retries that all calls together may still make, 0 to 100."""
-    max_concurrency: int
-    requests_per_minute: float | None
-    tokens_per_minute: float | None
+_SHARED = frozenset({"rate", "overload", "loading"})
+"""Signals after which everybody waits, and not only the call that was refused."""
 
 
 class Lease(Generic[T]):
@@ -98,21 +67,31 @@ class Lease(Generic[T]):
         """
         self._permit.release(tokens_used)
 
+    def fail(self, error: BaseException) -> None:
+        """Give the slot back because `error` ended it, or somebody left it."""
+        end_failed(self._permit, error, classify(error))
 
-class CallerOutcome(msgspec.Struct, Generic[ItemT, T], frozen=True, kw_only=True):
-    """What became of one item of `AsyncCaller.map`: `result`, or `error` where that is not None."""
 
-    index: int
-    """Its place in the input, from 0."""
-    item: ItemT
-    result: T | None = None
-    error: Exception | None = None
+def end_failed(permit: Permit, error: BaseException, verdict: Verdict) -> None:
+    """Tell the endpoint's governor what an attempt's end says about the endpoint."""
+    # Nothing was processed: no token was used. (The request itself stays counted: the server saw it.)
+    tokens = None if verdict.counted else 0
+    match verdict.signal:
+        case "rate" | "overload" | "loading":
+            permit.rejected(verdict.signal, retry_after(error, now=_clock.wall_time()), tokens)
+        case "transient":
+            permit.unreachable(tokens)
+        case "none":
+            permit.broken(tokens)
 
 
 class _Call:
     """One call under way."""
 
-    __slots__ = ("attempts", "cause", "counted", "deadline", "options", "queue", "schedule", "waited")
+    __slots__ = (
+        "attempts", "cause", "counted", "deadline", "failed_at", "lanes", "options", "queue", "retries", "schedule",
+        "tried", "waited",
+    )  # fmt: skip
 
     def __init__(self, options: CallerOptions, queue: float | None, schedule: RetrySchedule) -> None:
         self.options = options
@@ -125,21 +104,32 @@ class _Call:
         """Why the last attempt failed, while another is to follow."""
         self.counted = False
         """Whether that other one takes from the retry budget."""
+        self.retries = 0
+        """How many have taken from it."""
+        self.failed_at = 0.0
+        self.lanes = options.lanes
+        """Where the next attempt may go."""
+        self.tried: tuple[str, ...] = ()
+        """Where it need not be tried again."""
 
 
 class AsyncCaller:
-    """Makes calls to one endpoint: so many at a time, so many a minute, again where that helps, and never for ever.
+    """Makes calls to one endpoint: as many at a time as it serves best, again where that helps, and never for ever.
 
     A call waits for a slot and for the limits, first come, first served; is attempted; and where the attempt fails by
-    something that passes (see the table in `millstream.classify`) gives its slot back, waits, and queues up again.
-    One caller can serve several models of one endpoint. It belongs to one event loop at a time, but to none for good.
+    something that passes (see the table in `millstream.classify`) gives its slot back, waits, and is the first to
+    queue up again. What one attempt learns holds for all: a refusal makes everybody wait, once. One caller can serve
+    several models of one endpoint, and several endpoints. It belongs to one event loop at a time, but to none for good.
 
     Args:
-        max_concurrency: attempts (and open streams) at a time, 1 or more.
+        max_concurrency: attempts (and open streams) at a time: a fixed number, 1 or more; ``"auto"`` (or
+            `AdaptiveConcurrency` with its bounds): what the endpoint serves best, found out while it is used. Where an
+            endpoint has no room, less for a while.
         max_retries: attempts after the first that may have been paid for; 0: no retry of any kind; None: as
             `retry_policy` says (6).
         requests_per_minute: attempts begun in any 60 s; None: no limit.
         tokens_per_minute: LLM tokens in any 60 s, by estimate before and by usage after; None: no limit.
+        limiter: such limits that are shared with others, in place of the last two; whoever brings one closes it.
         retry_policy: waits and bounds; None: the defaults of `RetryPolicy`.
         deadlines: `queue` and `total` bound each call here (the rest are for the function to keep); None: the defaults
             of `Deadlines`, 600 s in total.
@@ -152,10 +142,11 @@ class AsyncCaller:
     def __init__(
         self,
         *,
-        max_concurrency: int = 64,
+        max_concurrency: int | Literal["auto"] | AdaptiveConcurrency = "auto",
         max_retries: int | None = None,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
+        limiter: Limiter | None = None,
         retry_policy: RetryPolicy | None = None,
         deadlines: Deadlines | None = None,
         random: Callable[[], float] = _clock.random,
@@ -165,29 +156,40 @@ class AsyncCaller:
             policy = RetryPolicy(**{**msgspec.structs.asdict(policy), "max_retries": max_retries})
         self.retry_policy = policy
         self.deadlines = _checked("deadlines", deadlines, Deadlines)
+        self.max_concurrency: int | Literal["auto"]
+        """What was asked for; how many may be in flight at the moment is in `statistics`."""
+        self.max_concurrency, adaptive = _concurrency(max_concurrency)
         self._random = random
-        self._requests = None if requests_per_minute is None else RequestLimit(requests_per_minute)
-        self._tokens = None if tokens_per_minute is None else TokenLimit(tokens_per_minute)
-        self._slots = Slots(max_concurrency)
-        self._admission = Admission(self._slots, self._requests, self._tokens)
+        self._shares_limiter = limiter is not None
+        self._limiter = _limiter(limiter, requests_per_minute, tokens_per_minute)
+
+        def make_window() -> Window:
+            is_adaptive = self.max_concurrency == "auto"
+            return Window(start=adaptive.start, ceiling=adaptive.ceiling, adaptive=is_adaptive, random=random)
+
+        self._admission = Admission(make_window, adaptive.ceiling, self._limiter)
         self._budget = RetryBudget()
         self._watch = _clock.Watch()
-        self._reached = False  # whether the endpoint has ever answered
+        self._reached: set[str] = set()
+        """The endpoints that have ever answered."""
+        self._refusals: dict[str, StatusError] = {}
+        """The last refusal of each endpoint, for those that would have to wait too long because of it."""
         self._backing_off: set[anyio.Event] = set()
         self._attempts = self._retries = self._successes = self._failures = 0
 
     @property
-    def max_concurrency(self) -> int:
-        return self._slots.limit
+    def adaptive(self) -> bool:
+        """Whether the caller finds out by itself how many to keep in flight."""
+        return self.max_concurrency == "auto"
 
     @property
     def counts_tokens(self) -> bool:
         """Whether there is a limit of tokens, so that calls do well to tell an estimate."""
-        return self._tokens is not None
+        return self._limiter is not None and self._limiter.tokens_per_minute is not None
 
     @property
     def closed(self) -> bool:
-        return self._slots.closed
+        return self._admission.closed
 
     async def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
         """The result of ``await function(*args)``, attempted again where that helps.
@@ -206,7 +208,7 @@ class AsyncCaller:
             OptionValueError: `CallerOptions.tokens` is more than `tokens_per_minute`.
             ClosedError, DeadlineError, Exception: see `call`.
         """
-        lease = await self.open(options, function, *args)
+        lease = await self._call(options, options.signals, function, args)
         used: int | None = None
         try:
             if options.settle is not None:
@@ -224,6 +226,14 @@ class AsyncCaller:
         Raises:
             OptionValueError, ClosedError, DeadlineError, Exception: see `call_with_options`.
         """
+        lease = await self._call(options, options.signals, function, args)
+        if options.signals:
+            lease._permit.first_token()
+        return lease
+
+    async def _call(
+        self, options: CallerOptions, signals: bool, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]
+    ) -> Lease[T]:
         deadlines = self.deadlines if options.deadlines is None else options.deadlines
         call = _Call(options, deadlines.queue, RetrySchedule(self.retry_policy))
         try:
@@ -241,7 +251,6 @@ class AsyncCaller:
         finally:
             call.cause = None  # its traceback leads back here, and nothing is left to the garbage collector
         self._successes += 1
-        self._reached = True
         self._budget.give_back()
         return lease
 
@@ -263,15 +272,21 @@ class AsyncCaller:
         raise DeadlineError(deadline="total", seconds=max(0.0, deadline - start)) from call.cause
 
     async def _attempts_of(self, call: _Call, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> Lease[T]:
-        options = call.options
+        options, admission = call.options, self._admission
         while True:
-            permit = self._admission.acquire_nowait(options.tokens or 0) or await self._queue(call)
-            if call.cause is not None and call.counted and not self._budget.take():
-                permit.give_back()  # the retries of others have used up the budget meanwhile
-                raise call.cause
+            permit = admission.acquire_nowait(call.lanes, options.tokens or 0, signals=options.signals)
+            if permit is None:
+                permit = await self._queue(call)
+            if call.cause is not None:
+                call.waited += permit.sent_at - call.failed_at
+                if call.counted and not self._take_retry(call):
+                    permit.give_back()  # the retries of others have used up the budget meanwhile
+                    raise call.cause
             try:
                 if options.observer is not None:
-                    await options.observer.attempt(call.attempts + 1)
+                    await self._tell_attempt(options.observer, call)
+                if options.begin is not None:
+                    options.begin(permit)
             except BaseException:
                 permit.give_back()
                 raise
@@ -279,46 +294,129 @@ class AsyncCaller:
             self._attempts += 1
             self._retries += call.attempts > 1
             try:
-                return Lease(await function(*args), permit, call.attempts, call.waited)
+                value = await function(*args)
             except Exception as error:
-                verdict = classify(error)
-                # Nothing was processed: no token was used. (The request itself stays counted: the server saw it.)
-                permit.release(None if verdict.counted else 0)
-                delay = await self._delay_after(call, error, verdict)
-                if delay is None:
+                if not await self._goes_on_after(call, permit, error):
                     raise
                 call.cause = error
-                call.counted = verdict.counted
             except BaseException:
-                permit.release()
+                permit.broken()
                 raise
-            await self._back_off(call, delay)
+            else:
+                self._reached.add(permit.lane)
+                return Lease(value, permit, call.attempts, call.waited)
 
     async def _queue(self, call: _Call) -> Permit:
+        """A permit, in its turn; who was admitted before goes first."""
+        admission, options = self._admission, call.options
+        self._check_hold(call)
+        tokens, front = options.tokens or 0, call.attempts > 0
         if call.queue is None:
-            return await self._admission.acquire(call.options.tokens or 0)
+            return await admission.acquire(call.lanes, tokens, signals=options.signals, front=front)
         with anyio.CancelScope(deadline=_clock.monotonic() + call.queue):
-            return await self._admission.acquire(call.options.tokens or 0)
+            return await admission.acquire(call.lanes, tokens, signals=options.signals, front=front)
         raise DeadlineError(deadline="queue", seconds=call.queue) from call.cause
 
-    async def _delay_after(self, call: _Call, error: Exception, verdict: Verdict) -> float | None:
-        """Seconds until the next attempt, None for no other."""
-        if verdict == NO_CONNECTION:
-            verdict = verdict if self._reached else WRONG_ADDRESS
-        else:
-            self._reached = True
-        if not verdict.retry or (verdict.counted and self._budget.empty) or self.closed:
-            return None
-        told = retry_after(error, now=_clock.wall_time())
-        delay = call.schedule.next(verdict, told, self._random())
-        # A wait that would pass the deadline is for nothing: better to fail now, and with the real reason.
-        if delay is None or (call.deadline < math.inf and _clock.monotonic() + delay >= call.deadline):
-            return None
-        if call.options.observer is not None:
-            await call.options.observer.retry(call.attempts, delay, error)
-        return delay
+    def _check_hold(self, call: _Call) -> None:
+        """Fail now, and with the real reason, rather than wait for what comes too late."""
+        if call.cause is not None or not self._refusals:
+            return
+        now = self._admission.now()
+        hold = self._admission.ready_at(call.lanes) - now
+        if hold > self.retry_policy.max_wait or (hold > 0 and now + hold >= call.deadline):
+            known = next((self._refusals[lane] for lane in call.lanes if lane in self._refusals), None)
+            if known is not None:
+                refusal = copy.copy(known)
+                refusal.retry_after = hold
+                raise refusal
 
-    async def _back_off(self, call: _Call, delay: float) -> None:
+    def _take_retry(self, call: _Call) -> bool:
+        call.retries += 1
+        return self._budget.take()
+
+    async def _goes_on_after(self, call: _Call, permit: Permit, error: Exception) -> bool:
+        """End a failed attempt, and return when another may queue up; False at once where there is no other."""
+        verdict = classify(error)
+        if verdict == NO_CONNECTION:
+            verdict = verdict if permit.lane in self._reached else WRONG_ADDRESS
+        else:
+            self._reached.add(permit.lane)
+        told = retry_after(error, now=_clock.wall_time())
+        elsewhere = self._elsewhere(call, permit, verdict)
+        if verdict.elsewhere and elsewhere:
+            permit.rejected("loading", _LEFT_OUT_SECONDS)
+        else:
+            end_failed(permit, error, verdict)
+        if verdict.signal in _SHARED:
+            self._note_refusal(permit, error)
+        delay = self._delay(call, permit, verdict, told, elsewhere)
+        if delay is None:
+            await self._tell_changes(call)
+            return False
+        call.counted = verdict.counted and verdict.retry
+        call.failed_at = now = self._admission.now()
+        shared = max(0.0, self._admission.ready_at(call.lanes) - now)
+        await self._tell_changes(call)
+        if call.options.observer is not None:
+            await call.options.observer.retry(call.attempts, max(delay, shared), error)
+        if delay > 0:
+            await self._back_off(delay)
+        return True
+
+    def _elsewhere(self, call: _Call, permit: Permit, verdict: Verdict) -> Lanes:
+        """The other endpoints that an attempt might do better at, none where there is only one."""
+        if len(call.options.lanes) == 1:
+            return ()
+        if verdict.elsewhere:
+            call.tried = (*call.tried, permit.lane)
+        return others(call.options.lanes, (*call.tried, permit.lane))
+
+    def _delay(
+        self, call: _Call, permit: Permit, verdict: Verdict, told: float | None, elsewhere: Lanes
+    ) -> float | None:
+        """Seconds that this call waits alone before it queues up again, None where it does not."""
+        if self.closed or self.retry_policy.max_retries == 0:
+            return None
+        if verdict.elsewhere and elsewhere:
+            call.lanes = elsewhere
+            return 0.0
+        counted_out = self._budget.empty or (self._budget.low and call.retries > 0)
+        if not verdict.retry or (verdict.counted and counted_out):
+            return None
+        call.lanes = others(call.options.lanes, call.tried) or call.options.lanes
+        now = self._admission.now()
+        free_elsewhere = bool(elsewhere) and self._admission.ready_at(elsewhere) <= now
+        if free_elsewhere:
+            told = None
+        delay = call.schedule.next(verdict, told, self._random())
+        if delay is None:
+            return None
+        if free_elsewhere:
+            call.lanes, delay = elsewhere, 0.0
+        elif verdict.signal in _SHARED:
+            delay = 0.0  # everybody waits for the endpoint, and this call is the first of them
+        # A wait that would pass the deadline is for nothing: better to fail now, and with the real reason.
+        ready = max(now + delay, self._admission.ready_at(call.lanes))
+        return None if ready >= call.deadline else delay
+
+    def _note_refusal(self, permit: Permit, error: Exception) -> None:
+        if isinstance(error, StatusError):
+            self._refusals[permit.lane] = copy.copy(error)  # without its traceback
+        if self._limiter is not None and self._shares_limiter:
+            now = self._admission.now()
+            self._limiter.push_back(max(0.0, permit.window.ready_at(now) - now))
+
+    async def _tell_attempt(self, observer: CallObserver, call: _Call) -> None:
+        await self._tell_changes(call)
+        await observer.attempt(call.attempts + 1)
+
+    async def _tell_changes(self, call: _Call) -> None:
+        """Tell what the windows did to whoever listens next."""
+        changes = self._admission.changes
+        while changes and call.options.observer is not None:
+            await call.options.observer.window(*changes.popleft())
+
+    async def _back_off(self, delay: float) -> None:
         closing = anyio.Event()
         self._backing_off.add(closing)
         try:
@@ -326,8 +424,6 @@ class AsyncCaller:
                 await closing.wait()
         finally:
             self._backing_off.discard(closing)
-        call.waited += delay
-
     def map(
         self,
         function: Callable[[ItemT], Awaitable[T]],
@@ -348,8 +444,8 @@ class AsyncCaller:
         Args:
             function: what to call.
             items: any iterable or async iterable. An async generator is closed at the end.
-            width: items taken and not yet handed out as outcomes, at the most; None: twice `max_concurrency`, since
-                some wait for a retry while others are on their way.
+            width: items taken and not yet handed out as outcomes, at the most; None: twice what may be in flight,
+                since some wait for a retry while others are on their way.
 
         Raises:
             OptionTypeError, OptionValueError: a `width` that can't be.
@@ -364,22 +460,44 @@ class AsyncCaller:
             else:
                 await send(CallerOutcome(index=index, item=item, result=result))
 
-        return fan_out(items, work, width=2 * self.max_concurrency if width is None else width)
+        return fan_out(items, work, width=self.width() if width is None else width)
+
+    def room(self, lanes: Lanes = ("",)) -> int:
+        """How many attempts may be in flight now at these endpoints together, 1 or more."""
+        return self._admission.room(lanes)
+
+    def on_room(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have `listener` called when `room` may have grown; gives the function that ends that."""
+        self._admission.on_room.add(listener)
+        return lambda: self._admission.on_room.discard(listener)
+
+    def width(self, lanes: Lanes = ("",)) -> Width:
+        """How many workers keep these endpoints busy: twice what may be in flight."""
+        return _CallerWidth(self, lanes)
+
+    def stated(self, limits: StatedLimits, lane: str = "") -> None:
+        """The headers of an answer tell how much an endpoint will still take: what follows keeps to that."""
+        self._admission.stated(lane, limits)
 
     def statistics(self) -> CallerStatistics:
         """How things stand now."""
+        admission, limiter = self._admission, self._limiter
+        now = admission.now()
+        windows = admission.windows or {"": admission.window("")}
         return CallerStatistics(
-            in_flight=self._slots.in_flight,
-            waiting=self._admission.waiting,
+            in_flight=admission.in_flight,
+            waiting=admission.waiting,
             backing_off=len(self._backing_off),
             attempts=self._attempts,
             retries=self._retries,
             successes=self._successes,
             failures=self._failures,
             retry_budget=self._budget.level,
-            max_concurrency=self._slots.limit,
-            requests_per_minute=None if self._requests is None else self._requests.per_minute,
-            tokens_per_minute=None if self._tokens is None else self._tokens.per_minute,
+            max_concurrency=self.max_concurrency,
+            limit=admission.room(tuple(windows)),
+            requests_per_minute=None if limiter is None else limiter.requests_per_minute,
+            tokens_per_minute=None if limiter is None else limiter.tokens_per_minute,
+            windows={lane: window.statistics(now) for lane, window in windows.items()},
         )
 
     async def aclose(self) -> None:
@@ -398,6 +516,42 @@ class AsyncCaller:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+class _CallerWidth(Width):
+    def __init__(self, caller: AsyncCaller, lanes: Lanes) -> None:
+        self._caller = caller
+        self._lanes = lanes
+
+    def now(self) -> int:
+        return 2 * self._caller.room(self._lanes)
+
+    def on_growth(self, listener: Callable[[], None]) -> Callable[[], None]:
+        return self._caller.on_room(listener)
+
+
+def _concurrency(given: Any) -> tuple[int | Literal["auto"], AdaptiveConcurrency]:
+    """What was asked for, and its bounds."""
+    if isinstance(given, AdaptiveConcurrency):
+        return "auto", given
+    if given == "auto":
+        return "auto", AdaptiveConcurrency()
+    if isinstance(given, str):
+        raise OptionValueError(f'max_concurrency is a whole number or "auto", not {given!r}')
+    check_int("max_concurrency", given, low=1, optional=False)
+    return given, AdaptiveConcurrency(start=given, ceiling=given)
+
+
+def _limiter(given: Any, requests_per_minute: float | None, tokens_per_minute: float | None) -> Limiter | None:
+    if given is None:
+        if requests_per_minute is None and tokens_per_minute is None:
+            return None
+        return LocalLimiter(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
+    if not isinstance(given, Limiter):
+        raise OptionTypeError(f"limiter is a Limiter, not {type(given).__name__}")
+    if requests_per_minute is not None or tokens_per_minute is not None:
+        raise OptionValueError("requests_per_minute, tokens_per_minute: set them on the limiter that was given")
+    return given
 
 
 def _is_before_sending(error: Exception) -> bool:

@@ -14,7 +14,24 @@ import msgspec
 from millstream._errors import OptionTypeError, OptionValueError, UnknownOptionError
 from millstream._secret import Secret
 
-__all__ = ["CallOptions", "CallOverrides", "Deadlines", "RetryPolicy"]
+__all__ = ["AdaptiveConcurrency", "CallOptions", "CallOverrides", "Deadlines", "RetryPolicy"]
+
+
+class AdaptiveConcurrency(msgspec.Struct, frozen=True, kw_only=True):
+    """Let the caller find out how many requests an endpoint serves best at a time: ``max_concurrency="auto"``.
+
+    It looks at how many of its requests wait for their first token, and keeps so many in flight that the endpoint is
+    never idle and hardly any stand in its queue.
+    """
+
+    start: int = 8
+    """Requests in flight at the beginning; doubled each second as long as none has to queue."""
+    ceiling: int = 1000
+    """Never more than this, over all endpoints of the caller together."""
+
+    def __post_init__(self) -> None:
+        check_int("start", self.start, low=1, optional=False)
+        check_int("ceiling", self.ceiling, low=1, optional=False)
 
 
 class Deadlines(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,6 +20,7 @@ __all__ = [
     "RetryEvent",
     "RunEvent",
     "TextEvent",
+    "WindowEvent",
 ]
 
 
@@ -85,10 +86,34 @@ class RetryEvent(RunEvent, frozen=True, kw_only=True, tag="retry"):
 
 
 class RateLimitEvent(RunEvent, frozen=True, kw_only=True, tag="rate_limit"):
-    """The server limits the rate, or has no room: told beside the `RetryEvent` that follows from it."""
+    """The endpoint does not take a request now, and is waited for: told before the `RetryEvent` that follows."""
 
-    status_code: int
+    status_code: int | None
+    """None: it did not refuse; it did not answer in time."""
     retry_after: float | None = None
+    """Seconds that it asked to wait; None: it named no time."""
+    kind: Literal["rate", "overload", "loading"] = "rate"
+    """Too many requests; no room; or not there yet (a model being loaded, an endpoint scaled to zero)."""
+
+
+class WindowEvent(RunEvent, frozen=True, kw_only=True, tag="window"):
+    """The caller changed how many requests it keeps in flight at an endpoint, how fast it sends, or when.
+
+    It concerns all runs of the caller, and is told to the next one that has a handler for it.
+    """
+
+    lane: str
+    """Which endpoint; ``""`` where there is one."""
+    before: int
+    limit: int
+    """In flight at the most: before, and from now on."""
+    reason: str
+    """``"room"``: none had to queue; ``"queue"``: some had to; ``"overload"``, ``"rate"``, ``"loading"``: it refused;
+    ``"unreachable"``, ``"recovered"``: it failed, it answers again; ``"stated"``: its headers tell what is left."""
+    pace: float | None = None
+    """Requests a second; None: not paced."""
+    cool_for: float = 0.0
+    """Seconds in which nothing is sent."""
 
 
 class CacheHitEvent(RunEvent, frozen=True, kw_only=True, tag="cache_hit"):

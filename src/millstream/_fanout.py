@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -12,7 +12,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from millstream._errors import OptionTypeError
 
-__all__ = ["Send", "fan_out"]
+__all__ = ["Send", "Width", "fan_out"]
 
 T = TypeVar("T")
 Send = Callable[[T], Awaitable[None]]
@@ -21,19 +21,32 @@ Send = Callable[[T], Awaitable[None]]
 _CLEAN_UP_SECONDS = 1.0
 
 
+class Width(Protocol):
+    """How many workers there may be, where that changes."""
+
+    def now(self) -> int:
+        """At the most, at this moment; 1 or more."""
+        ...
+
+    def on_growth(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have `listener` called when `now` may have grown; gives the function that ends that."""
+        ...
+
+
 @asynccontextmanager
 async def fan_out(
     items: Iterable[Any] | AsyncIterable[Any],
     work: Callable[[int, Any, Send[T]], Awaitable[None]],
     *,
-    width: int,
+    width: int | Width,
 ) -> AsyncGenerator[AsyncIterator[T]]:
     """Run ``work(index, item, send)`` for each item, at most `width` at a time, and give what they send.
 
     An item is taken from the input only when a worker is free, and a worker is free when all that it sent was taken.
-    Each worker starts the next one when there was an item for it: few items make few tasks. Leaving the block cancels
-    what is under way. An exception of the block is raised as it is, never in a group; one of the input is raised by
-    the iteration, after the results of all items before it.
+    Each worker starts the next one when there was an item for it: few items make few tasks. Where `width` shrinks,
+    those that are too many end when they have sent what they have. Leaving the block cancels what is under way. An
+    exception of the block is raised as it is, never in a group; one of the input is raised by the iteration, after the
+    results of all items before it.
 
     Args:
         items: any iterable or async iterable; may be endless.
@@ -46,27 +59,38 @@ async def fan_out(
     """
     source = _Source(items)
     send, receive = anyio.create_memory_object_stream[Any](0)
+    most: Callable[[], int] = (lambda: width) if isinstance(width, int) else width.now
     raised: BaseException | None = None
     try:
         async with anyio.create_task_group() as workers:
-            left = width
+            running: set[MemoryObjectSendStream[Any]] = set()
+
+            def start(send: MemoryObjectSendStream[Any]) -> None:
+                running.add(send)
+                workers.start_soon(worker, send)
+
+            def grow() -> None:
+                if running and len(running) < most():
+                    start(next(iter(running)).clone())
 
             async def worker(send: MemoryObjectSendStream[Any]) -> None:
-                nonlocal left
                 with send:
-                    while (taken := await source.take()) is not None:
-                        if left > 0:
-                            left -= 1
-                            workers.start_soon(worker, send.clone())
-                        await work(*taken, send.send)
+                    try:
+                        while len(running) <= most() and (taken := await source.take()) is not None:
+                            grow()
+                            await work(*taken, send.send)
+                    finally:
+                        running.discard(send)
 
-            left -= 1
-            workers.start_soon(worker, send)
+            start(send)
+            stop_growing = None if isinstance(width, int) else width.on_growth(grow)
             try:
                 yield _Results(receive, source)
             except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - raised below, unwrapped
                 raised = error
             finally:
+                if stop_growing is not None:
+                    stop_growing()
                 workers.cancel_scope.cancel()
     finally:
         receive.close()  # not before the workers ended: one that still sends would fail instead of being cancelled

@@ -75,6 +75,9 @@ class HuggingFaceParams(BaseLLMParams, CallOverrides, total=False):
     """Further headers for every request. They take the place of ours of the same name, ``Authorization`` among them."""
     stop_sequences: str | Sequence[str] | None
     """`stop` for calls that say none."""
+    streaming: bool | None
+    """Whether answers that are wanted whole are streamed on the wire all the same. None: where the caller finds out by
+    itself how many to keep in flight, since the first token tells it that the endpoint has begun to serve a request."""
     tokenizer: str | os.PathLike[str] | None
     """A ``tokenizer.json``, for `get_num_tokens`; None: the Hub's cache is looked into."""
     transport: Transport | httpx.AsyncBaseTransport | None
@@ -130,6 +133,9 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
             deadlines=given.get("deadlines"),
             **{name: given[name] for name in _SAMPLING if name in given},
         )
+        self._streaming: bool | None = given.get("streaming")
+        if self._streaming is not None:
+            check_bool("streaming", self._streaming)
         self._implicit_key = True
         self._routes = self._check_routes()
         self._headers = _headers(given.get("headers"), given.get("bill_to"))
@@ -175,6 +181,16 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
+    @property
+    def _can_stream(self) -> bool:
+        return True
+
+    @property
+    def _streams_on_wire(self) -> bool:
+        if self._streaming is None:
+            return self.caller.adaptive and type(self)._generate is HuggingFaceInference._generate
+        return self._streaming
+
     async def _generate(
         self, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> LLMResult:
@@ -183,7 +199,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
     async def _open_stream(
         self, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> ChunkSource:
-        return await self._first_that_speaks(lambda exchange: exchange.open(prompt, options))
+        return await self._first_that_speaks(lambda exchange: exchange.open_or_ask(prompt, options))
 
     async def _first_that_speaks(self, ask: Callable[[Exchange], Awaitable[T]]) -> T:
         """Ask at the routes in turn until one exists; the others are forgotten then."""
@@ -245,6 +261,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
             self._transport_for(route),
             model=self._model_field(route),
             key=self._credential(route),
+            on_limits=self.caller.stated,
         )
 
     def _prepared(self, route: RouteSpec, path: str, accept: str) -> Route:

@@ -6,12 +6,13 @@ from abc import abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 import anyio
 
 from millstream._caller import AsyncCaller
 from millstream._config import (
+    AdaptiveConcurrency,
     CallOptions,
     CallOverrides,
     Deadlines,
@@ -29,6 +30,7 @@ from millstream._runs import Listeners, Run
 from millstream._streams import ChunkSource, GeneratorSource, LLMStream, ResultSource
 from millstream.caches import BaseCache, InMemoryCache, SingleFlight
 from millstream.callbacks import CallbackManager, CallbackManagerForLLMRun, Callbacks
+from millstream.limiters import Limiter
 
 __all__ = ["LLM", "BaseLLM", "BaseLLMParams"]
 
@@ -46,18 +48,20 @@ class BaseLLMParams(TypedDict, total=False):
     cache: BaseCache | bool | None
     """Where answers are kept: True for the shared `InMemoryCache.global_()`, None for nowhere."""
     caller: AsyncCaller | None
-    """The caller to share with other models of the same endpoint; None: one of its own, made of the next four."""
-    max_concurrency: int
-    """Attempts in flight at the most (64)."""
+    """The caller to share with other models of the same endpoint; None: one of its own, made of the next five."""
+    max_concurrency: int | Literal["auto"] | AdaptiveConcurrency
+    """Attempts in flight: a fixed number, or ``"auto"`` (the default): what the endpoint serves best."""
     max_retries: int
     """Retries of an attempt that may have been paid for (6); 0: none of any kind."""
     requests_per_minute: float | None
     tokens_per_minute: float | None
     """Limits over any 60 s, first come, first served; None: no limit."""
+    limiter: Limiter | None
+    """Such limits shared with others, in place of the last two; whoever brings one closes it."""
     deadlines: Deadlines | None
 
 
-_CALLER_FIELDS = ("max_concurrency", "max_retries", "requests_per_minute", "tokens_per_minute")
+_CALLER_FIELDS = ("max_concurrency", "max_retries", "requests_per_minute", "tokens_per_minute", "limiter")
 _BASE_FIELDS = tuple(BaseLLMParams.__annotations__)
 
 
@@ -115,6 +119,33 @@ class BaseLLM(BaseLanguageModel):
     ) -> ChunkSource:
         """One attempt to stream the answer to one prompt. A model that can't stream gives it in one piece."""
         return ResultSource(await self._generate(prompt, options, run))
+
+    async def _generate_at(
+        self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
+    ) -> LLMResult:
+        """`_generate` at one of `_lanes`. Only a model with several endpoints needs to know which."""
+        return await self._generate(prompt, options, run)
+
+    async def _open_stream_at(
+        self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
+    ) -> ChunkSource:
+        """The same for `_open_stream`."""
+        return await self._open_stream(prompt, options, run)
+
+    @property
+    def _lanes(self) -> tuple[str, ...]:
+        """The names of the endpoints that may answer; the caller keeps a window for each."""
+        return ("",)
+
+    @property
+    def _can_stream(self) -> bool:
+        """Whether `_open_stream` gives the first token when it is there, and not with the last."""
+        return False
+
+    @property
+    def _streams_on_wire(self) -> bool:
+        """Whether whole answers are streamed too, so that the caller learns when the endpoint begins to serve them."""
+        return False
 
     @property
     def _model_type(self) -> str:
@@ -247,7 +278,7 @@ class BaseLLM(BaseLanguageModel):
         async def work(index: int, prompt: Any, send: Send[Outcome]) -> None:
             await send(await self._outcome(index, prompt, options, listeners))
 
-        return fan_out(prompts, work, width=self._width)
+        return fan_out(prompts, work, width=self.caller.width(self._lanes))
 
     def stream_many(
         self,
@@ -267,14 +298,9 @@ class BaseLLM(BaseLanguageModel):
             outcome = await self._stream_into(index, prompt, options, listeners, send)
             await send(StreamEvent(index, prompt, outcome=outcome))
 
-        return fan_out(prompts, work, width=self._width)
+        return fan_out(prompts, work, width=self.caller.width(self._lanes))
 
     # -- how ----------------------------------------------------------------------------------------------------
-
-    @property
-    def _width(self) -> int:
-        """Twice what may be in flight: some wait for a retry or a permit while others are on the wire."""
-        return 2 * self.caller.max_concurrency
 
     def _options(self, stop: Stop, overrides: CallOverrides) -> CallOptions:
         if self._closed:
@@ -302,9 +328,11 @@ class BaseLLM(BaseLanguageModel):
         results: dict[int, LLMResult] = {}
         failures: list[tuple[int, Exception]] = []
         left = iter(enumerate(values))
-        spare = self._width - self.caller.max_concurrency
+        caller, lanes = self.caller, self._lanes
+        running = backing_off = 0
 
         async def worker() -> None:
+            nonlocal running
             for index, value in left:
                 try:
                     results[index] = await self._run(value, options, listeners, one_more).answer()
@@ -312,17 +340,33 @@ class BaseLLM(BaseLanguageModel):
                     failures.append((index, error))
                     workers.cancel_scope.cancel()
                     return
+                if running > caller.room(lanes) + backing_off:
+                    break
+            running -= 1
+
+        def start() -> None:
+            nonlocal running
+            running += 1
+            workers.start_soon(worker)
 
         def one_more() -> None:
             """A call waits for its retry, so its slot is free: somebody shall use it meanwhile."""
-            nonlocal spare
-            if spare > 0:
-                spare -= 1
-                workers.start_soon(worker)
+            nonlocal backing_off
+            if backing_off < caller.room(lanes) and len(results) + running < len(values):
+                backing_off += 1
+                start()
 
-        async with anyio.create_task_group() as workers:
-            for _ in range(min(len(values), self.caller.max_concurrency)):
-                workers.start_soon(worker)
+        def grow() -> None:
+            """As many workers as may be in flight: one that has ended its call sends the next one without a wait."""
+            while running < caller.room(lanes) + backing_off and len(results) + running < len(values):
+                start()
+
+        stop_growing = caller.on_room(grow)
+        try:
+            async with anyio.create_task_group() as workers:
+                grow()
+        finally:
+            stop_growing()
         if failures:
             index, error = failures[0]
             if isinstance(error, MillstreamError):
@@ -378,6 +422,10 @@ class LLM(BaseLLM):
     def _llm_type(self) -> str:
         return type(self).__name__
 
+    @property
+    def _can_stream(self) -> bool:
+        return type(self)._stream is not LLM._stream
+
     async def _generate(
         self, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> LLMResult:
@@ -389,7 +437,7 @@ class LLM(BaseLLM):
     async def _open_stream(
         self, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> ChunkSource:
-        if type(self)._stream is LLM._stream:
+        if not self._can_stream:
             return await super()._open_stream(prompt, options, run)
         return GeneratorSource(self._stream(prompt.to_string(), options, run))
 

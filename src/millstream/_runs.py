@@ -10,9 +10,11 @@ import anyio
 
 from millstream import _clock
 from millstream._assembly import parse_response
-from millstream._caller import AsyncCaller, CallerOptions, Lease
+from millstream._backoff import classify, retry_after
+from millstream._caller import AsyncCaller, CallerOptions, Lease, Permit
 from millstream._config import CallOptions
-from millstream._errors import DeadlineError, StatusError
+from millstream._control import WindowChange
+from millstream._errors import DeadlineError
 from millstream._language_model import estimate_tokens
 from millstream._prompts import BasePromptValue
 from millstream._results import GenerationChunk, LLMResult, SerializedLLM
@@ -33,12 +35,21 @@ class Model(Protocol):
     cache: BaseCache | None
     _flights: SingleFlight[LLMResult]
 
-    async def _generate(
-        self, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
+    @property
+    def _lanes(self) -> tuple[str, ...]: ...
+
+    @property
+    def _can_stream(self) -> bool: ...
+
+    @property
+    def _streams_on_wire(self) -> bool: ...
+
+    async def _generate_at(
+        self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> LLMResult: ...
 
-    async def _open_stream(
-        self, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
+    async def _open_stream_at(
+        self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> ChunkSource: ...
 
     def _invocation_params(self, options: CallOptions) -> dict[str, Any]: ...
@@ -71,7 +82,9 @@ class Listeners:
 class Run:
     """One prompt of one call, from its start event on. Call `answer` or `stream`, once."""
 
-    __slots__ = ("_attempts", "_cause", "_model", "_on_back_off", "_options", "_prompt", "_run", "_shares", "_waited")
+    __slots__ = (
+        "_attempts", "_cause", "_model", "_on_back_off", "_options", "_permit", "_prompt", "_run", "_shares", "_waited"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -90,6 +103,7 @@ class Run:
         self._attempts = 0
         self._waited = 0.0
         self._cause: Exception | None = None
+        self._permit: Permit | None = None
 
     async def answer(self) -> LLMResult:
         """The whole result. Raises: whatever the model and the caller raise."""
@@ -131,9 +145,16 @@ class Run:
             self._on_back_off()
         if self._run is None:
             return
-        if isinstance(error, StatusError) and error.status_code in (429, 503, 529):
-            await self._run.on_rate_limit(error.status_code, error.retry_after)
+        kind = classify(error).signal
+        if kind in ("rate", "overload", "loading"):
+            told = retry_after(error, now=_clock.wall_time())
+            await self._run.on_rate_limit(getattr(error, "status_code", None), told, kind)
         await self._run.on_retry(number, delay, error)
+
+    async def window(self, lane: str, change: WindowChange, /) -> None:
+        """For the caller: tell what it does about an endpoint's limits."""
+        if self._run is not None:
+            await self._run.on_window(lane, change)
 
     async def _find(self) -> LLMResult:
         cache = self._model.cache
@@ -178,9 +199,26 @@ class Run:
 
     async def _ask(self) -> LLMResult:
         model = self._model
-        return await model.caller.call_with_options(
-            self._caller_options(), model._generate, self._prompt, self._options, self._run
-        )
+        if model._streams_on_wire:
+            return await model.caller.call_with_options(self._caller_options(signals=True), self._stream_whole)
+        return await model.caller.call_with_options(self._caller_options(), self._generate)
+
+    def _begin(self, permit: Permit) -> None:
+        self._permit = permit
+
+    @property
+    def _lane(self) -> str:
+        return "" if self._permit is None else self._permit.lane
+
+    async def _generate(self) -> LLMResult:
+        return await self._model._generate_at(self._lane, self._prompt, self._options, self._run)
+
+    async def _stream_whole(self) -> LLMResult:
+        """The whole answer, streamed only because that tells when the endpoint began to serve it."""
+        source, first = await self._open_first()
+        if self._permit is not None:
+            self._permit.first_token()
+        return await source.rest(first)
 
     async def _open(self) -> RunStream:
         model = self._model
@@ -193,7 +231,7 @@ class Run:
                 source = ResultSource(found)
                 return RunStream(self._options, self._run, source, await source.receive())
         began = _clock.monotonic()
-        lease = await model.caller.open(self._caller_options(), self._open_first)
+        lease = await model.caller.open(self._caller_options(signals=model._can_stream), self._open_first)
         source_and_first: tuple[ChunkSource, Sequence[GenerationChunk]] = lease.value
         total = self._total
         if total is not None:
@@ -204,19 +242,22 @@ class Run:
         return stream
 
     async def _open_first(self) -> tuple[ChunkSource, Sequence[GenerationChunk]]:
-        source = await self._model._open_stream(self._prompt, self._options, self._run)
+        source = await self._model._open_stream_at(self._lane, self._prompt, self._options, self._run)
         return source, await first_chunks(source)
 
     def _cache_key(self) -> str:
         params = self._model._invocation_params(self._options)
         return cache_key(params, self._prompt, namespace=self._model._credential_fingerprint())
 
-    def _caller_options(self) -> CallerOptions:
+    def _caller_options(self, *, signals: bool = False) -> CallerOptions:
         return CallerOptions(
             deadlines=self._options.deadlines,
             tokens=self._estimate() if self._model.caller.counts_tokens else None,
             settle=_tokens_used,
             observer=self if self._run is not None or self._on_back_off is not None or self._shares else None,
+            lanes=self._model._lanes,
+            begin=self._begin,
+            signals=signals,
         )
 
     def _estimate(self) -> int:
@@ -275,17 +316,22 @@ class RunStream:
 
     async def fail(self, error: BaseException) -> None:
         """Give back the slot, end the run with `error`."""
-        self._release(None)
+        self._fail(error)
         if self._run is not None:
             await self._run.on_llm_error(error)
 
     def drop(self) -> None:
         """The same for a stream that nobody reads any more, without waiting."""
-        self._release(None)
+        self._fail(GeneratorExit())
         if self._run is not None:
             self._run.end_now(GeneratorExit())
 
     def _release(self, tokens_used: int | None) -> None:
         if self._lease is not None:
             self._lease.release(tokens_used)
+            self._lease = None
+
+    def _fail(self, error: BaseException) -> None:
+        if self._lease is not None:
+            self._lease.fail(error)
             self._lease = None

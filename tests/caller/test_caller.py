@@ -18,7 +18,7 @@ from millstream._caller import AsyncCaller, CallerOptions
 from millstream._config import Deadlines, RetryPolicy
 from tests.conftest import manual_backends
 
-from .test_limits import run_manually, settle_down
+from .test_admission import run_manually, settle_down
 
 manual = pytest.mark.parametrize("anyio_backend", manual_backends())
 FOREVER = Deadlines(total=None)

@@ -16,7 +16,7 @@ from millstream._config import Deadlines
 from tests.conftest import manual_backends
 
 from .test_caller import assert_quiet, caller_of, rate_limit
-from .test_limits import run_manually, settle_down
+from .test_admission import run_manually, settle_down
 
 manual = pytest.mark.parametrize("anyio_backend", manual_backends())
 

@@ -14,6 +14,7 @@ from millstream._events import (
     RateLimitEvent,
     RetryEvent,
     TextEvent,
+    WindowEvent,
 )
 
 __all__ = ["HOOKS", "BaseCallbackHandler"]
@@ -27,6 +28,7 @@ HOOKS = (
     "on_attempt",
     "on_retry",
     "on_rate_limit",
+    "on_window",
     "on_cache_hit",
 )
 
@@ -77,7 +79,10 @@ class BaseCallbackHandler:
         """An attempt failed; another follows after `event.delay` seconds."""
 
     def on_rate_limit(self, event: RateLimitEvent, /) -> Awaitable[None] | None:
-        """The server limits the rate or has no room."""
+        """The endpoint limits the rate, has no room or is not there yet, and is waited for."""
+
+    def on_window(self, event: WindowEvent, /) -> Awaitable[None] | None:
+        """The caller changed how many requests it keeps in flight, its pace, or waits; it concerns all its runs."""
 
     def on_cache_hit(self, event: CacheHitEvent, /) -> Awaitable[None] | None:
         """The answer was there already, or an identical prompt in flight fetched it."""

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from millstream import _clock
 from millstream._config import check_tags
 from millstream._errors import OptionTypeError
+from millstream._control import WindowChange
 from millstream._events import (
     AttemptEvent,
     CacheHitEvent,
@@ -19,6 +20,7 @@ from millstream._events import (
     RateLimitEvent,
     RetryEvent,
     TextEvent,
+    WindowEvent,
 )
 from millstream._results import GenerationChunk, LLMResult, SerializedLLM
 from millstream.callbacks._base import BaseCallbackHandler
@@ -289,11 +291,30 @@ class CallbackManagerForLLMRun:
             )
             await self._tell("on_retry", event)
 
-    async def on_rate_limit(self, status_code: int, retry_after: float | None = None) -> None:
-        """The server answered `status_code` for want of room; `retry_after`: seconds it asked to wait, None: none."""
+    async def on_rate_limit(
+        self,
+        status_code: int | None,
+        retry_after: float | None = None,
+        kind: Literal["rate", "overload", "loading"] = "rate",
+    ) -> None:
+        """The endpoint takes no request now (`kind` says why); `retry_after`: seconds it asked to wait, None: none."""
         if "on_rate_limit" in self._index and not self._ended:
-            event = RateLimitEvent(**self._facts(), status_code=status_code, retry_after=retry_after)
+            event = RateLimitEvent(**self._facts(), status_code=status_code, retry_after=retry_after, kind=kind)
             await self._tell("on_rate_limit", event)
+
+    async def on_window(self, lane: str, change: WindowChange) -> None:
+        """The caller changed what it sends to the endpoint `lane`."""
+        if "on_window" in self._index and not self._ended:
+            event = WindowEvent(
+                **self._facts(),
+                lane=lane,
+                before=change.before,
+                limit=change.limit,
+                reason=change.reason,
+                pace=change.pace,
+                cool_for=change.cool_for,
+            )
+            await self._tell("on_window", event)
 
     async def on_cache_hit(self, *, shared: bool = False) -> None:
         """The answer was in the cache, or (`shared`) was fetched by another run in flight."""
