@@ -15,9 +15,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = [
     {"_version", "_errors", "_secret", "_results", "_prompts", "_events", "_config"},
-    {"_headers", "_sse", "_backoff", "_assembly", "_wire", "_origin", "_routes"},
-    {"_clock", "_transport", "_limits", "_fanout", "callbacks", "caches", "local"},
-    {"_caller"},
+    {"_headers", "_sse", "_backoff", "_control", "_assembly", "_wire", "_origin", "_routes"},
+    {"_clock", "_transport", "_admission", "limiters", "_fanout", "callbacks", "caches", "local"},
+    {"_calls", "_caller"},
     {"_language_model", "_tokens", "_runs", "_streams", "_llm", "_http", "_huggingface"},
     {"__init__"},
     {"testing"},
@@ -25,7 +25,7 @@ LAYERS = [
 ]
 """From the bottom up. A part imports its own layer and those below."""
 
-SANS_IO = {"_headers", "_sse", "_backoff", "_assembly", "_wire", "_origin", "_routes"}
+SANS_IO = {"_headers", "_sse", "_backoff", "_control", "_assembly", "_wire", "_origin", "_routes"}
 EFFECTS = {"asyncio", "anyio", "trio", "httpx", "time", "random", "socket", "ssl", "os", "threading"}
 
 MAX_FILE_LINES = 600
