@@ -38,12 +38,12 @@ class Permit:
     it; any other is counted as served at once.
     """
 
-    __slots__ = ("_admission", "_held", "_reservation", "_waiting", "lane", "sent_at", "window")
+    __slots__ = ("_admission", "_held", "_reservation", "_waiting", "lane", "lanes", "sent_at", "window")
 
     def __init__(
         self,
         admission: Admission,
-        window: Window,
+        lanes: Lanes,
         lane: str,
         now: float,
         reservation: Reservation | None,
@@ -54,9 +54,11 @@ class Permit:
         self._reservation = reservation
         self._held = True
         self._waiting = signals
-        self.window = window
+        self.window = admission.windows[lane]
+        self.lanes = lanes
+        """The endpoints that would have done,"""
         self.lane = lane
-        """Which of the endpoints is meant."""
+        """and the one that is meant."""
         self.sent_at = now
 
     def first_token(self) -> None:
@@ -93,7 +95,7 @@ class Permit:
             self._admission.leave(self, now)
 
     def unreachable(self, tokens_used: int | None = None) -> None:
-        """The endpoint failed it, or could not be reached."""
+        """The endpoint could not be reached, or failed where another may not: some in a row, and it is left alone."""
         if self._held:
             now = self._settle(tokens_used)
             self.window.unreachable(now, waiting=self._waiting)
@@ -205,7 +207,7 @@ class Admission:
         lane = self._free_lane(lanes, now)
         if lane is None:
             return None
-        return self._grant(lane, now, tokens, signals=signals)
+        return self._grant(lanes, lane, now, tokens, signals=signals)
 
     async def acquire(
         self, lanes: Lanes = ("",), tokens: int = 0, *, signals: bool = False, front: bool = False
@@ -321,6 +323,10 @@ class Admission:
         """How many may be in flight now, 1 or more."""
         return max(1, min(self.ceiling, sum(self.window(lane).limit for lane in lanes)))
 
+    def cool_until(self, lanes: Lanes) -> float:
+        """Until when none of `lanes` sends at all; a time on the event loop's clock, perhaps long past."""
+        return min(self.window(lane).cool_until for lane in lanes)
+
     def ready_at(self, lanes: Lanes) -> float:
         """From when on one of `lanes` sends at all, as far as is known; not later than now where it does."""
         now = self.now()
@@ -377,7 +383,7 @@ class Admission:
                     self._have_time_kept(head, self._next_look(head.lanes, now))
             if first is None or lane is None:
                 return
-            permit = self._grant(lane, now, first.tokens, signals=first.signals)
+            permit = self._grant(first.lanes, lane, now, first.tokens, signals=first.signals)
             if permit is None:
                 if not first.keeps_time:
                     first.keeps_time = True
@@ -390,16 +396,15 @@ class Admission:
             if first.scope is not None:
                 first.scope.cancel()
 
-    def _grant(self, lane: str, now: float, tokens: int, *, signals: bool) -> Permit | None:
+    def _grant(self, lanes: Lanes, lane: str, now: float, tokens: int, *, signals: bool) -> Permit | None:
         reservation = None
         if self.limiter is not None:
             reservation = self.limiter.acquire_nowait(1, tokens)
             if reservation is None:
                 return None
-        window = self.windows[lane]
-        window.send(now, signals=signals)
+        self.windows[lane].send(now, signals=signals)
         self.in_flight += 1
-        return Permit(self, window, lane, now, reservation, signals=signals)
+        return Permit(self, lanes, lane, now, reservation, signals=signals)
 
     def _free_lane(self, lanes: Lanes, now: float) -> str | None:
         """The least loaded of `lanes` that has room and is not cooling; of equals the first."""

@@ -79,9 +79,10 @@ def end_failed(permit: Permit, error: BaseException, verdict: Verdict) -> None:
     match verdict.signal:
         case "rate" | "overload" | "loading":
             permit.rejected(verdict.signal, retry_after(error, now=_clock.wall_time()), tokens)
-        case "transient":
+        case "transient" if not verdict.counted or len(permit.lanes) > 1:
             permit.unreachable(tokens)
-        case "none":
+        case _:
+            # An endpoint that fails one request may serve the next, and where there is no other it is asked.
             permit.broken(tokens)
 
 
@@ -235,7 +236,8 @@ class AsyncCaller:
         self, options: CallerOptions, signals: bool, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]
     ) -> Lease[T]:
         deadlines = self.deadlines if options.deadlines is None else options.deadlines
-        call = _Call(options, deadlines.queue, RetrySchedule(self.retry_policy))
+        bounded = deadlines.total is not None or options.deadline is not None
+        call = _Call(options, deadlines.queue, RetrySchedule(self.retry_policy, bounded=bounded))
         try:
             if deadlines.total is None and options.deadline is None:
                 lease = await self._attempts_of(call, function, args)
@@ -296,7 +298,8 @@ class AsyncCaller:
             try:
                 value = await function(*args)
             except Exception as error:
-                if not await self._goes_on_after(call, permit, error):
+                delay = await self._delay_after(call, permit, error)
+                if delay is None:
                     raise
                 call.cause = error
             except BaseException:
@@ -305,6 +308,8 @@ class AsyncCaller:
             else:
                 self._reached.add(permit.lane)
                 return Lease(value, permit, call.attempts, call.waited)
+            if delay > 0:
+                await self._back_off(delay)
 
     async def _queue(self, call: _Call) -> Permit:
         """A permit, in its turn; who was admitted before goes first."""
@@ -322,8 +327,9 @@ class AsyncCaller:
         if call.cause is not None or not self._refusals:
             return
         now = self._admission.now()
-        hold = self._admission.ready_at(call.lanes) - now
-        if hold > self.retry_policy.max_wait or (hold > 0 and now + hold >= call.deadline):
+        hold = self._admission.cool_until(call.lanes) - now
+        longest = 1.05 * self.retry_policy.max_wait + 0.5  # with the spread over the time that was told
+        if hold > longest or (hold > 0 and now + hold >= call.deadline):
             known = next((self._refusals[lane] for lane in call.lanes if lane in self._refusals), None)
             if known is not None:
                 refusal = copy.copy(known)
@@ -334,8 +340,8 @@ class AsyncCaller:
         call.retries += 1
         return self._budget.take()
 
-    async def _goes_on_after(self, call: _Call, permit: Permit, error: Exception) -> bool:
-        """End a failed attempt, and return when another may queue up; False at once where there is no other."""
+    async def _delay_after(self, call: _Call, permit: Permit, error: Exception) -> float | None:
+        """End a failed attempt. Seconds until the call queues up for another, None for no other."""
         verdict = classify(error)
         if verdict == NO_CONNECTION:
             verdict = verdict if permit.lane in self._reached else WRONG_ADDRESS
@@ -352,16 +358,14 @@ class AsyncCaller:
         delay = self._delay(call, permit, verdict, told, elsewhere)
         if delay is None:
             await self._tell_changes(call)
-            return False
+            return None
         call.counted = verdict.counted and verdict.retry
         call.failed_at = now = self._admission.now()
         shared = max(0.0, self._admission.ready_at(call.lanes) - now)
         await self._tell_changes(call)
         if call.options.observer is not None:
             await call.options.observer.retry(call.attempts, max(delay, shared), error)
-        if delay > 0:
-            await self._back_off(delay)
-        return True
+        return delay
 
     def _elsewhere(self, call: _Call, permit: Permit, verdict: Verdict) -> Lanes:
         """The other endpoints that an attempt might do better at, none where there is only one."""

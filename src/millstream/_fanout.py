@@ -64,21 +64,26 @@ async def fan_out(
     try:
         async with anyio.create_task_group() as workers:
             running: set[MemoryObjectSendStream[Any]] = set()
+            leaving = False
 
             def start(send: MemoryObjectSendStream[Any]) -> None:
                 running.add(send)
                 workers.start_soon(worker, send)
 
             def grow() -> None:
-                if running and len(running) < most():
+                if running and len(running) < most() and not leaving:
                     start(next(iter(running)).clone())
 
             async def worker(send: MemoryObjectSendStream[Any]) -> None:
+                nonlocal leaving
                 with send:
                     try:
                         while len(running) <= most() and (taken := await source.take()) is not None:
                             grow()
                             await work(*taken, send.send)
+                    except BaseException:
+                        leaving = True  # cancelled workers make room: nobody shall use it
+                        raise
                     finally:
                         running.discard(send)
 

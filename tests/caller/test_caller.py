@@ -16,6 +16,8 @@ from millstream import _clock
 from millstream import _errors as errors
 from millstream._caller import AsyncCaller, CallerOptions
 from millstream._config import Deadlines, RetryPolicy
+from millstream._control import WindowChange
+from millstream.limiters import LocalLimiter
 from tests.conftest import manual_backends
 
 from .test_admission import run_manually, settle_down
@@ -63,6 +65,9 @@ class Recorder:
     async def retry(self, number: int, delay: float, error: Exception) -> None:
         self.told.append((number, delay, type(error)))
 
+    async def window(self, lane: str, change: WindowChange) -> None:
+        self.told.append((lane, change.reason))
+
 
 def caller_of(**settings) -> AsyncCaller:
     return AsyncCaller(**{"random": lambda: 1.0, **settings})
@@ -87,10 +92,11 @@ async def test_a_call_gives_what_the_function_gives():
 def test_the_defaults():
     caller = AsyncCaller()
     assert caller.retry_policy.max_retries == 6
-    assert caller.max_concurrency == 64
+    assert caller.max_concurrency == "auto"
+    assert caller.adaptive
     assert caller.deadlines == Deadlines()
     now = caller.statistics()
-    assert (now.retry_budget, now.max_concurrency) == (100, 64)
+    assert (now.retry_budget, now.max_concurrency, now.limit) == (100, "auto", 8)
     assert (now.requests_per_minute, now.tokens_per_minute, caller.counts_tokens) == (None, None, False)
     assert AsyncCaller(max_retries=2, retry_policy=RetryPolicy(max_wait=1)).retry_policy == RetryPolicy(
         max_retries=2, max_wait=1
@@ -102,7 +108,10 @@ def test_the_defaults():
     ("settings", "error"),
     [
         ({"max_concurrency": 0}, errors.OptionValueError),
-        ({"max_concurrency": "auto"}, errors.OptionTypeError),
+        ({"max_concurrency": 2.5}, errors.OptionTypeError),
+        ({"max_concurrency": "many"}, errors.OptionValueError),
+        ({"limiter": object()}, errors.OptionTypeError),
+        ({"limiter": LocalLimiter(), "requests_per_minute": 5}, errors.OptionValueError),
         ({"max_retries": -1}, errors.OptionValueError),
         ({"max_retries": 1.5}, errors.OptionTypeError),
         ({"requests_per_minute": 0}, errors.OptionValueError),
@@ -140,13 +149,15 @@ async def test_success_after_retries():
 
 
 @manual
-async def test_refusals_use_up_no_retries_but_their_waits_are_bounded():
-    caller = caller_of(max_retries=1)
+async def test_refusals_use_up_no_retries_and_end_with_the_deadline():
+    caller = caller_of(max_retries=1, deadlines=Deadlines(total=60))
     script = Script(rate_limit())
     with pytest.raises(errors.RateLimitError) as caught:
         await caller.call(script)
-    assert script.waits == [1, 2, 4, 8, 10, 10, 10, 10]
-    assert caught.value.waited == 55
+    assert script.waits[:5] == pytest.approx([0.5, 1, 2, 4, 8])
+    assert max(script.waits) <= 10 + 15, "the cool-down, and the pace that what was accepted allows"
+    assert caught.value.waited == pytest.approx(sum(script.waits))
+    assert 40 < caught.value.waited < 60, "a wait that would pass the deadline is for nothing"
     assert caller.statistics().retry_budget == 100
 
 
@@ -189,16 +200,37 @@ async def test_the_operating_systems_errors_are_tried_again():
 @manual
 async def test_a_slot_is_free_while_another_call_waits_for_its_retry():
     caller = caller_of(max_concurrency=1)
-    failing, other = Script(rate_limit(20), "late"), Script("soon")
+    failing, other = Script(server_error(), server_error(), "late"), Script("soon")
     start = _clock.monotonic()
     async with anyio.create_task_group() as group:
         group.start_soon(caller.call, failing)
-        await anyio.sleep(5)
+        await anyio.sleep(0.5)
         now = caller.statistics()
         assert (now.in_flight, now.backing_off) == (0, 1)
         assert await caller.call(other) == "soon"
-        assert _clock.monotonic() - start == 5
-    assert failing.waits == [21]
+        assert _clock.monotonic() - start == 0.5
+    assert failing.waits == [0.25, 0.5]
+    assert_quiet(caller)
+
+
+@manual
+async def test_a_refusal_makes_everybody_wait_and_who_was_refused_goes_first():
+    caller = caller_of(max_concurrency=1)
+    refused = Script(rate_limit(20), "first")
+    sent: list[tuple[str, float]] = []
+    start = _clock.monotonic()
+
+    async def ask(script: Script) -> None:
+        sent.append((await caller.call(script), _clock.monotonic() - start))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask, refused)
+        await anyio.sleep(5)
+        now = caller.statistics()
+        assert (now.in_flight, now.waiting, now.backing_off) == (0, 1, 0), "it holds nothing while it waits"
+        group.start_soon(ask, Script("second"))
+    assert [text for text, _ in sent] == ["first", "second"]
+    assert all(at >= 20 for _, at in sent), "never before the time that was told"
     assert_quiet(caller)
 
 
@@ -225,7 +257,7 @@ async def test_never_more_than_max_concurrency_in_flight():
 
 @manual
 async def test_the_budget_is_shared_and_at_0_the_first_error_is_raised():
-    caller = caller_of(max_concurrency=100)
+    caller = caller_of(max_concurrency=200)
     failures = []
 
     async def fail():
@@ -234,9 +266,9 @@ async def test_the_budget_is_shared_and_at_0_the_first_error_is_raised():
         failures.append(caught.value.attempts)
 
     async with anyio.create_task_group() as group:
-        for _ in range(60):
+        for _ in range(110):
             group.start_soon(fail)
-    assert sum(failures) == 160, "60 first attempts and 100 retries"
+    assert sum(failures) == 210, "110 first attempts and 100 retries"
     assert caller.statistics().retry_budget == 0
     one = Script(server_error())
     start = _clock.monotonic()
@@ -401,7 +433,8 @@ def test_native_cancellation_and_asyncio_timeouts_pass_through():
 async def test_the_observer_is_told_attempts_and_retries_in_order():
     recorder = Recorder()
     await caller_of().call_with_options(CallerOptions(observer=recorder), Script(server_error(), rate_limit(2), "text"))
-    assert recorder.told == [1, (1, 0.25, errors.ServerError), 2, (2, 2.5, errors.RateLimitError), 3]
+    told = [1, (1, 0.25, errors.ServerError), 2, ("", "rate"), (2, 2.5, errors.RateLimitError), 3]
+    assert recorder.told == told
 
 
 @manual
@@ -502,7 +535,7 @@ async def test_a_closed_caller_takes_no_calls_and_ends_those_that_wait():
 
     start = _clock.monotonic()
     async with anyio.create_task_group() as group:
-        group.start_soon(ask, rate_limit(50))
+        group.start_soon(ask, server_error(retry_after=50))
         await anyio.sleep(1)
         group.start_soon(caller.call, anyio.sleep, 10)
         await settle_down()
@@ -547,7 +580,7 @@ def test_one_caller_serves_several_runs():
     async def run():
         async with anyio.create_task_group() as group:
             for _ in range(5):
-                group.start_soon(caller.call, Script(rate_limit(1), "text", takes=1))
+                group.start_soon(caller.call, Script(server_error(503, 1), "text", takes=1))
         assert_quiet(caller)
 
     async def break_off():
