@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 
 import pytest
 import trio.testing
 import uvloop
 
-from .support.clock import ManualLoop
+from .support.clock import GRACE, ManualLoop
 
 EVENT_LOOPS = {
     "asyncio": ("asyncio", {"debug": True, "loop_factory": asyncio.SelectorEventLoop}),
@@ -37,6 +38,14 @@ def manual_backends():
     return [
         pytest.param(("asyncio", {"loop_factory": ManualLoop}), id="asyncio-manual"),
         pytest.param(("trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}), id="trio-manual"),
+    ]
+
+
+def manual_socket_backends():
+    """The same for tests with real sockets whose both ends are in the test: it takes some real milliseconds a jump."""
+    return [
+        pytest.param(("asyncio", {"loop_factory": functools.partial(ManualLoop, GRACE)}), id="asyncio-manual"),
+        pytest.param(("trio", {"clock": trio.testing.MockClock(autojump_threshold=GRACE)}), id="trio-manual"),
     ]
 
 

@@ -1,19 +1,25 @@
 """A manual clock for asyncio: time stands still while anything can run, and jumps to the next timer when nothing can.
 
-trio has `trio.testing.MockClock(autojump_threshold=0)`; this is the same for asyncio. Not for tests with real sockets:
-waiting for a peer looks like having nothing to do.
+trio has `trio.testing.MockClock(autojump_threshold=...)`; this is the same for asyncio. Waiting for a peer looks like
+having nothing to do: with real sockets the clock needs a `grace`, in which whatever was sent arrives.
 """
 
 from __future__ import annotations
 
 import asyncio
 import selectors
+from collections.abc import Callable
+from typing import Any
+
+GRACE = 0.002
+"""Real seconds, where both ends of the sockets are in one thread: on loopback what is sent is there at once."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    def __init__(self) -> None:
+    def __init__(self, grace: float) -> None:
         super().__init__()
         self.now = 0.0
+        self.grace = grace
 
     def select(self, timeout: float | None = None):
         ready = super().select(0)
@@ -21,17 +27,32 @@ class _JumpingSelector(selectors.DefaultSelector):
             return ready
         if timeout is None:
             return super().select(0.05)  # other threads may still call in
+        if self.grace:
+            ready = super().select(self.grace)
+            if ready:
+                return ready
         self.now += timeout
         return []
 
 
 class ManualLoop(asyncio.SelectorEventLoop):
-    """An asyncio event loop whose clock jumps."""
+    """An asyncio event loop whose clock jumps.
 
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
+    Args:
+        grace: real seconds in which nothing must have happened on any socket before it does.
+    """
+
+    def __init__(self, grace: float = 0.0) -> None:
+        self._jumping = _JumpingSelector(grace)
         super().__init__(self._jumping)
         self._clock_resolution = 1e-9
+        self.resolve: Callable[[str], str] | None = None
+        """Gives the address of a host name, or raises `socket.gaierror`; None: the system does, in a thread."""
 
     def time(self) -> float:
         return self._jumping.now
+
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
+        if self.resolve is not None:
+            host = self.resolve(host)
+        return await super().getaddrinfo(host, port, **options)
