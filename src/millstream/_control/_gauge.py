@@ -7,17 +7,26 @@ __all__ = ["SAMPLES", "Gauge"]
 SAMPLES, MAX_SAMPLES, MAX_PERIODS = 4, 2048, 10
 """A median of fewer says nothing (they are gathered, but over so many judgements at most); of more, nothing new."""
 
+RATE_SECONDS = 3.0
+"""Over so many seconds the rate of first tokens is smoothed, or over the time of one where that is longer."""
+
 NEAR, NEAR_SECONDS = 1.5, 0.05
 """While half of the first tokens come nearly as fast as without load, those that wait are slow ones, no queue."""
 
-RATE_SECONDS = 3.0
-"""Over so many seconds the rate of first tokens is smoothed, or over the time of one that is slower."""
+ENOUGH = 100
+"""A lower median of so many first tokens is believed. The lowest of many medians of a few is no base: it is luck, and
+where prompts differ much it was half of the true time."""
 
-PROBE_EVERY = 60.0
-"""Seconds after which the time without load is measured anew, with an empty queue: models and neighbours change."""
+SPREAD_STEP, MAX_SPREAD = 0.2, 3.0
+"""Little's law speaks of means, and medians are what can be trusted: their ratio is smoothed, and at most this."""
 
-PROBE_SAMPLES, PROBE_SECONDS = 5, 3.0
-"""First tokens of such a measurement, and the least time after which it is given up."""
+FIRST_PROBE, PROBE_EVERY = 15.0, 60.0
+"""Seconds after which the time without load is measured anew, with an empty queue but a busy endpoint: the first one
+was measured at an idle endpoint, and models and neighbours change."""
+
+PROBE_SAMPLES, PROBE_SECONDS, MAX_PROBE_SECONDS, PRIOR = 8, 3.0, 10.0, 3
+"""First tokens of such a measurement; after how long at least and (where a queue is seen, which may be of others) at most
+it is given up; and for how many first tokens the time counts that was known before."""
 
 
 def median(values: list[float]) -> float:
@@ -35,12 +44,15 @@ class Gauge:
         "_probe_samples",
         "_probe_until",
         "_samples",
+        "_sent_rate",
+        "_waited",
         "base",
         "fresh",
         "median",
         "probe_since",
         "probes",
         "rate",
+        "spread",
     )
 
     def __init__(self) -> None:
@@ -55,6 +67,10 @@ class Gauge:
         self.probe_since: float | None = None
         """Since when the time without load is measured; None: it is not."""
         self.probes = 0
+        self.spread = 1.0
+        """The mean of the time without load, in medians."""
+        self._waited = 0
+        self._sent_rate = 0.0
         self._samples: list[float] = []
         self._periods = 0
         self._base_at = 0.0
@@ -70,18 +86,25 @@ class Gauge:
         if self.probe_since is not None and now - seconds >= self.probe_since:
             self._probe_samples.append(seconds)
 
-    def measure(self, now: float, seconds: float) -> bool:
-        """Of the `seconds` since the last time. True: there is a new median."""
+    def measure(self, now: float, seconds: float, waiting: int) -> bool:
+        """Of the `seconds` since the last time, now that so many are `waiting`. True: there is a new median."""
         if seconds > 0:
             rate = self.fresh / seconds
+            self._sent_rate = max(0, self.fresh + waiting - self._waited) / seconds
+            self._waited = waiting
             smooth = max(RATE_SECONDS, self.base or 0.0)
             self.rate = rate if not self.rate else self.rate + min(1.0, seconds / smooth) * (rate - self.rate)
         self.fresh = 0
         self._periods += 1
         if len(self._samples) >= SAMPLES:
             self.median = median(self._samples)
-            if self.base is None or self.median <= self.base:
-                self.base, self._base_at = self.median, now
+            if self.base is None:
+                self.base, self._base_at = self.median, now - PROBE_EVERY + FIRST_PROBE
+            elif self.median < self.base:
+                self.base += min(1.0, len(self._samples) / ENOUGH) * (self.median - self.base)
+            if self.is_near_base():
+                spread = sum(self._samples) / len(self._samples) / self.median if self.median else 1.0
+                self.spread += SPREAD_STEP * (min(max(spread, 1.0), MAX_SPREAD) - self.spread)
             told = True
         elif self._periods < MAX_PERIODS:
             return False
@@ -90,6 +113,14 @@ class Gauge:
         self._samples.clear()
         self._periods = 0
         return told
+
+    @property
+    def unloaded(self) -> float:
+        """How many wait where the server's queue is empty, by Little's law.
+
+        After a pause they come sooner than a smoothed rate of first tokens can tell: so many as were sent lately.
+        """
+        return max(self.rate, self._sent_rate) * (self.base or 0.0) * self.spread
 
     def is_near_base(self) -> bool:
         return self.median is not None and self.base is not None and self.median <= NEAR * self.base + NEAR_SECONDS
@@ -102,10 +133,12 @@ class Gauge:
         if self.probe_since is None:
             if possible and now - self._base_at > PROBE_EVERY:
                 self.probe_since = now
-                self._probe_until = now + max(PROBE_SECONDS, 4 * base, 2 * (self.median or 0.0))
+                self._probe_until = now + max(PROBE_SECONDS, 4 * base, min(MAX_PROBE_SECONDS, 2 * (self.median or 0.0)))
                 self._probe_samples = []
         elif len(self._probe_samples) >= PROBE_SAMPLES:
-            self.base, self._base_at = median(self._probe_samples), now
+            count = len(self._probe_samples)
+            self.base = base + count / (count + PRIOR) * (median(self._probe_samples) - base)
+            self._base_at = now
             self.probe_since = None
             self.probes += 1
         elif now > self._probe_until:

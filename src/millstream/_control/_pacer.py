@@ -13,15 +13,19 @@ MIN_RATE = 1 / 60
 BURST = 0.5
 """Seconds of the rate that may leave at once (at least one request): a pause of the loop costs nothing."""
 
-GROWTH = 0.03
-"""By how much the rate grows each second, times its square root: so small shares grow faster, and processes that share
-one quota come to equal parts (Jain's index .89 in the simulation; .37 with growth in proportion)."""
+GROWTH, SHARE = 0.03, 0.006
+"""By how much the rate grows each second: this times its square root, and this share of it. By the root small shares
+grow faster, and processes with one quota come to equal parts (Jain's index .99 in the simulation, .4 with growth in
+proportion alone); the share is for rates of hundreds a second."""
 
 CALM = 15.0
 """Seconds of use without a rejection, after which growth speeds up with the square of the time: the quota is higher."""
 
 IN_USE = 0.7
 """A rate that is used to less than this share is not the limit: it says nothing, and does not grow."""
+
+UNKNOWN = 1.0
+"""Requests a second that are tried where a rejection came before anything was accepted."""
 
 MAX_CUT = 0.5
 """One rejection leaves at least this share of the rate. A server that understates its Retry-After makes the estimate
@@ -30,7 +34,7 @@ of one window nonsense; halving comes to the true rate in a few steps, from noth
 FORGET = 60.0
 """Seconds after the end of a told window, after which what the headers said counts no longer: they no longer come."""
 
-KEPT_OF_WINDOW, KEPT = 0.92, 0.85
+KEPT_OF_WINDOW, KEPT = 0.92, 0.9
 """What share of the accepted rate is tried after a rejection: more where Retry-After told when its window ended."""
 
 RECENT, RECENT_USE = 15.0, 10.0
@@ -47,13 +51,18 @@ class Pacer:
     """A token bucket. Its rate is the lower one of the learned and the told; None: no limit is known."""
 
     __slots__ = (
+        "_again",
         "_at",
+        "_before",
         "_calm",
         "_epoch",
         "_history",
+        "_kept",
         "_learned",
+        "_most",
         "_renewed",
         "_renews_at",
+        "_taken",
         "_tokens",
         "_told",
         "rate",
@@ -68,7 +77,11 @@ class Pacer:
         self._tokens = 0.0
         self._at = 0.0  # when `_tokens` were counted; may be ahead: nothing leaves and nothing fills up before
         self._calm = 0.0
-        self._epoch: tuple[float, int] | None = None  # when the server's window began, and what was accepted before
+        self._taken = 0
+        self._epoch = self._before = (0.0, 0)  # when the server's window began, and the one before; accepted till then
+        self._again = False  # the window before did not end when it was told to
+        self._kept = KEPT
+        self._most: float | None = None  # the rate before it
         self._history: deque[tuple[float, int]] = deque(maxlen=int(RECENT) + 2)  # the same, about once a second
 
     def start(self, now: float, accepted: int) -> None:
@@ -95,12 +108,14 @@ class Pacer:
         rate = self.rate
         if rate is not None:
             self._fill(now, rate)
+            self._taken += 1
             self._tokens -= 1
             if self._tokens < -1:  # who sends although it is not time, does not mortgage the future
                 self._tokens = -1.0
 
     def give_back(self) -> None:
         if self.rate is not None:
+            self._taken -= 1
             self._tokens = min(self._tokens + 1, max(1.0, self.rate * BURST))
 
     def hold_until(self, moment: float) -> None:
@@ -109,27 +124,54 @@ class Pacer:
             self._tokens = min(self._tokens, 1.0)
             self._at = moment
 
-    def rejected(self, now: float, retry_after: float | None, accepted: int) -> None:
+    def rejected(self, now: float, retry_after: float | None, accepted: int, *, again: bool) -> None:
         """Too many in too short a time.
 
         Args:
             now: the time.
             retry_after: seconds until the window of the server ends, by its own words; None: unknown.
             accepted: requests that were accepted up to now.
+            again: nothing was accepted since the last rejection: the same window still, whatever was told.
         """
         if self._told is not None and now < self._renews_at + FORGET:
             return  # the headers know better; the next ones tell that nothing is left
-        if retry_after is None or self._epoch is None:
-            rate = self._recent(now, RECENT, accepted)
-            estimate = KEPT * (rate if self._learned is None else min(rate, self._learned))
+        began, before = self._epoch
+        ends_at = now if retry_after is None else now + retry_after
+        self._epoch = (ends_at, accepted)
+        self._again = again
+        self._taken = 0
+        if again:
+            return
+        self._before = (began, before)
+        self._kept = KEPT if retry_after is None else KEPT_OF_WINDOW
+        old = self._learned
+        if retry_after is not None:
+            estimate = KEPT_OF_WINDOW * (accepted - before) / max(1.0, ends_at - began)
         else:
-            began, before = self._epoch
-            estimate = KEPT_OF_WINDOW * (accepted - before) / max(1.0, now + retry_after - began)
-            self._epoch = (now + retry_after, accepted)
-        if self._learned is not None:
-            estimate = max(estimate, MAX_CUT * self._learned)
+            rate = self._recent(now, RECENT, accepted)
+            estimate = KEPT * (rate if old is None else min(rate, old))
+        if old is not None:
+            estimate = max(estimate, MAX_CUT * old)
+        elif accepted == before:  # they may be on their way
+            estimate, self._again = UNKNOWN, True
+        self._most = old
         self._learned = max(MIN_RATE, estimate)
         self._calm = 0.0
+        self._set_rate(now)
+
+    def recovered(self, now: float, accepted: int) -> None:
+        """One was accepted that left after a rejection: only now it is known how many were before, and until when."""
+        learned = self._learned
+        if learned is None:
+            return
+        began, before = self._before
+        accepted -= self._taken
+        estimate = self._kept * max(1, accepted - before) / max(1.0, now - began)
+        if not self._again:
+            estimate = max(learned, estimate if self._most is None else min(estimate, self._kept * self._most))
+        self._learned = max(MIN_RATE, estimate)
+        self._epoch = (now if self._again else self._epoch[0], accepted)
+        self._again = False
         self._set_rate(now)
 
     def told(self, now: float, rate: float, renews_in: float) -> None:
@@ -159,14 +201,14 @@ class Pacer:
         if learned is not None and self._recent(now, RECENT_USE, accepted) >= IN_USE * learned:
             self._calm += seconds
             calm = max(0.0, self._calm - CALM) / CALM
-            self._learned = learned + GROWTH * sqrt(learned) * (1 + calm * calm) * seconds
+            self._learned = learned + (GROWTH * sqrt(learned) + SHARE * learned) * (1 + calm * calm) * seconds
             self._set_rate(now)
 
     def shift(self, seconds: float) -> None:
         self._at += seconds
         self._renews_at += seconds
-        if self._epoch is not None:
-            self._epoch = (self._epoch[0] + seconds, self._epoch[1])
+        self._epoch = (self._epoch[0] + seconds, self._epoch[1])
+        self._before = (self._before[0] + seconds, self._before[1])
         self._history = deque(((at + seconds, count) for at, count in self._history), self._history.maxlen)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
+from math import isfinite, sqrt
 from typing import Literal
 
 import msgspec
@@ -27,16 +27,22 @@ PERIOD = 1.0
 BUNCH = 0.03
 """Seconds. A server that begins several answers together sends their first tokens within this time."""
 
-SLACK = 1.25
-"""So many times the requests that wait at an empty queue by Little's law may wait: they come in bunches."""
+SLACK, MARGIN = 1.15, 0.5
+"""So many times the requests that wait at an empty queue, and so many more, may wait: they come in bunches."""
 
-LOW, HIGH = 0.05, 0.10
-LEAST_LOW, LEAST_HIGH = 1.0, 4.0
-"""How much of the window may stand in the server's queue: below, there is room; above, it is too much; between the two
-nothing changes. Small windows count in requests."""
+LOW, HIGH, UNSURE = 0.1, 0.3, 1.0
+LEAST_LOW, LEAST_HIGH = 0.5, 2.5
+"""How much of the queue may be ours, in shares of what waits at an empty queue: so the time to the first token grows by
+so much at most, whatever the size of the window and the length of the answers. Below, there is room; above, it is too
+much; between the two nothing changes. The more the times differ by themselves (`UNSURE`), the less is sure; few are
+counted in requests."""
 
-GROWTH, FAST_GROWTH, STEADY = 1.05, 1.25, 3
-"""By how much a full window without a queue grows: carefully at first, fast after so many judgements of the same."""
+GROWTH, FAST_GROWTH, STEADY = 0.5, 0.25, 3
+"""What a full window without a queue grows by: this times its square root (so that small ones catch up); doubled with
+each judgement of the same after the first so many, up to this share of it."""
+
+BOLD = 64
+"""From this window on, slow start grows by half, no longer to the double: what is over is rejected, or waits."""
 
 CUT, BLIND_CUT = 0.85, 0.7
 """What an overload leaves of the window: more where first tokens will tell soon whether it was enough."""
@@ -50,8 +56,11 @@ SHORTER_QUEUE = 0.7
 FULL = 0.95
 """A window that is used to less than this share does not limit: it says nothing about whether more would go."""
 
-PROBE_ROOM = 0.02
-"""What may wait while the time without load is measured, beside one: this share of the window."""
+PROBE_ROOM, PROBE_SHARE = 0.02, 0.85
+"""What may be in flight while the time without load is measured: beside those that are served, one and this share of
+the window may wait; or this share of what is in flight without a queue. (Where prompts cost more than answers, nearly all
+that are served wait; with fewer the endpoint would be idle, and faster than it ever is.)
+"""
 
 MAX_LOADING = 60.0
 """Seconds. A model that loads is asked again after this time, whatever it estimated."""
@@ -144,6 +153,7 @@ class Window:
         "_mean_tokens",
         "_next",
         "_pacer",
+        "_refused",
         "_rejected",
         "_served",
         "_size",
@@ -186,6 +196,7 @@ class Window:
         self._cool = CoolDown(random)
         self._cut_at = -float("inf")
         self._streak = 0  # epochs of rejections without a success between
+        self._refused = False  # for a rate, and none that left since was accepted
         self._unanswered = 0
         self._lone = False  # one at a time, until an answer comes
         self._lone_is_out = False
@@ -198,8 +209,15 @@ class Window:
             in_flight = self._waiting + self._served
             return max(1, min(self._ceiling, in_flight if self._lone_is_out else in_flight + 1))
         if self._gauge.probe_since is not None:
-            return max(1, min(self._limit, int(self._served + 1 + PROBE_ROOM * self._size)))
+            served = self._served
+            room = max(served + 1 + PROBE_ROOM * self._size, PROBE_SHARE * (served + self._gauge.unloaded))
+            return max(1, min(self._limit, int(room)))
         return self._limit
+
+    @property
+    def cool_until(self) -> float:
+        """Nothing is sent before; a monotonic time, perhaps long past."""
+        return self._cool.until
 
     @property
     def in_flight(self) -> int:
@@ -254,6 +272,8 @@ class Window:
             self._waiting -= 1
             self._served += 1
         self._gauge.note(now, ttft)
+        if self._refused and now - ttft > self._cut_at:
+            self._accepted(now)
         if self._streak or self._unanswered or self._lone:
             self._answered(now)
         if not self._waiting:
@@ -281,6 +301,8 @@ class Window:
             self._mean_tokens = float(tokens) if mean is None else mean + MEAN * (tokens - mean)
         if self._streak or self._unanswered or self._lone:
             self._answered(now)
+        if self._refused and self._gauge.base is None:  # nobody tells when it left
+            self._accepted(now)
         if now >= self._next:
             self._judge(now)
 
@@ -314,20 +336,21 @@ class Window:
                 self._cool.told(now, wait)
                 self._pacer.hold_until(self._cool.until)
             return
-        before = self._limit
+        before, again = self._limit, self._streak > 0 or self._refused
         self._cut_at, self._full = now, False
         self._streak += 1
         if kind == "rate":
             self._lone = False
-            self._pacer.rejected(now, wait, self._ended + self._served)
+            self._pacer.rejected(now, wait, self._ended + self._served, again=self._refused)
+            self._refused = True
         elif kind == "overload":
             self._shrink(in_flight)
         if kind == "loading" or (kind == "overload" and self._streak >= 2):
             self._lone, self._lone_is_out = True, False
-        if wait is None:
-            self._cool.back_off(now, self._streak)
-        else:
+        if wait is not None:
             self._cool.told(now, wait)
+        if wait is None or again:  # what was told was too short, once
+            self._cool.back_off(now, self._streak)
         self._pacer.hold_until(self._cool.until)
         self._changed(now, before, kind)
 
@@ -413,6 +436,11 @@ class Window:
             self._served -= 1
         self._lone_is_out = False
 
+    def _accepted(self, now: float) -> None:
+        """The first one since a rejection for a rate."""
+        self._refused = False
+        self._pacer.recovered(now, self._ended + self._served + self._waiting)
+
     def _answered(self, now: float) -> None:
         """The endpoint works."""
         self._streak = self._unanswered = 0
@@ -435,22 +463,23 @@ class Window:
             return
         gauge, cooling = self._gauge, now < self._cool.until
         fresh = gauge.fresh
-        told = gauge.measure(now, seconds)
+        told = gauge.measure(now, seconds, self._waiting)
         self._pacer.grow(now, 0.0 if cooling else min(seconds, 2 * PERIOD), self._ended + self._served)
         if self._adaptive:
             gauge.probe(now, possible=self._full and not cooling)
             if not fresh and not self._served:
                 return  # nothing is known yet
-            self._excess = self._waiting - SLACK * gauge.rate * (gauge.base or 0.0) - 1
+            self._excess = self._waiting - SLACK * gauge.unloaded - MARGIN
             if told and gauge.is_near_base():
                 self._excess = min(self._excess, 0.0)
-        low, high = max(LEAST_LOW, LOW * self._size), max(LEAST_HIGH, HIGH * self._size)
+        unloaded = gauge.unloaded
+        low, high = max(LEAST_LOW, LOW * unloaded), max(LEAST_HIGH, (HIGH + UNSURE * (gauge.spread - 1)) * unloaded)
         if self._excess > high:
             self._give_way(now, (low + high) / 2)
         elif self._excess < low:
             self._episode = None
             if self._full and not cooling:
-                self._take_room(now)
+                self._take_room(now, (low + high) / 2)
         else:
             self._clean = 0
         self._full = False
@@ -464,17 +493,23 @@ class Window:
             self._episode = (self._size, seen)
         least = LEAST_OF_EPISODE * self._episode[0]
         if self._size > least:
-            target = self._served + SLACK * gauge.rate * (gauge.base or 0.0) + 1 + queue
+            target = self._served + SLACK * gauge.unloaded + MARGIN + queue
             if target < self._size:
                 self._cuts += 1
                 self._resize(max(least, target))
                 self._changed(now, before, "queue")
 
-    def _take_room(self, now: float) -> None:
+    def _take_room(self, now: float, queue: float) -> None:
+        """As many more as would make the queue that long; more where there has been room for a while."""
         before = self._limit
         self._clean += 1
-        factor = 2.0 if self._slow_start else FAST_GROWTH if self._clean >= STEADY else GROWTH
-        self._resize(max(self._size + 1, self._size * factor))
+        if self._slow_start:
+            more = self._size * (1.0 if self._size < BOLD else 0.5)
+        else:
+            more = max(1.0, min(queue - self._excess, GROWTH * sqrt(self._size)))
+            if self._clean > STEADY and self._gauge.base is not None:
+                more = min(more * 2.0 ** min(self._clean - STEADY, 10), FAST_GROWTH * self._size)
+        self._resize(self._size + max(1.0, more))
         if self._limit != before and (self.change is None or self.change.reason == "room"):
             self._changed(now, before, "room")
 
