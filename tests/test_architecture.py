@@ -17,7 +17,7 @@ LAYERS = [
     {"_version", "_errors", "_secret", "_results", "_prompts", "_events", "_config"},
     {"_headers", "_sse", "_backoff", "_control", "_assembly", "_wire", "_origin", "_routes"},
     {"_clock", "_transport", "_admission", "limiters", "_fanout", "callbacks", "caches", "local"},
-    {"_calls", "_caller"},
+    {"_calls", "_retrying", "_caller"},
     {"_language_model", "_tokens", "_runs", "_streams", "_llm", "_http", "_huggingface"},
     {"__init__"},
     {"testing"},

@@ -261,15 +261,12 @@ class Admission:
             if self.closed:
                 raise _closed()
             waiter.event = anyio.Event()
-            await self._keep_time(waiter)
-            waiter.keeps_time = False
-            if waiter.permit is None and not self.closed:
-                self._pump(self.now())
-                if waiter.permit is not None:
-                    return waiter.permit
+            permit = await self._keep_time(waiter)
+            if permit is not None:
+                return permit
 
-    async def _keep_time(self, waiter: _Waiter) -> None:
-        """Wait until the queue should be looked at again, or somebody did."""
+    async def _keep_time(self, waiter: _Waiter) -> Permit | None:
+        """Wait until the queue should be looked at again, and do so; or until somebody else did."""
         if waiter.until == math.inf and self.limiter is not None:
             with anyio.CancelScope() as waiter.scope:
                 await self.limiter.wait(1, waiter.tokens)
@@ -278,6 +275,10 @@ class Admission:
             # At least a microsecond: rounding may end a sleep too early, and a shorter one would not end at all.
             with anyio.CancelScope(deadline=max(waiter.until, self.now() + 1e-6)):
                 await waiter.event.wait()
+        waiter.keeps_time = False
+        if waiter.permit is None and not self.closed:
+            self._pump(self.now())
+        return waiter.permit
 
     # -- what a permit does -----------------------------------------------------------------------------------------
 
@@ -422,11 +423,7 @@ class Admission:
     def _next_look(self, lanes: Lanes, now: float) -> float:
         """When one of `lanes` that has room will send again; inf where none has room: then somebody must leave."""
         return min(
-            (
-                window.ready_at(now)
-                for window in map(self.window, lanes)
-                if window.in_flight < window.limit
-            ),
+            (window.ready_at(now) for window in map(self.window, lanes) if window.in_flight < window.limit),
             default=math.inf,
         )
 

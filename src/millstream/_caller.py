@@ -5,7 +5,6 @@ It knows nothing of HTTP: it is given a function, and judges the errors that thi
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -16,8 +15,8 @@ import anyio
 import msgspec
 
 from millstream import _clock
-from millstream._admission import Admission, Lanes, Permit, others
-from millstream._backoff import NO_CONNECTION, WRONG_ADDRESS, RetryBudget, RetrySchedule, Verdict, classify, retry_after
+from millstream._admission import Admission, Lanes, Permit
+from millstream._backoff import RetrySchedule, classify
 from millstream._calls import CallerOptions, CallerOutcome, CallerStatistics, CallObserver
 from millstream._config import AdaptiveConcurrency, Deadlines, RetryPolicy, check_int
 from millstream._control import Window
@@ -27,11 +26,11 @@ from millstream._errors import (
     MillstreamError,
     OptionTypeError,
     OptionValueError,
-    StatusError,
     UsageError,
 )
 from millstream._fanout import Send, Width, fan_out
 from millstream._headers import StatedLimits
+from millstream._retrying import Call, Retrying, end_failed
 from millstream.limiters import Limiter, LocalLimiter
 
 __all__ = ["AsyncCaller", "CallObserver", "CallerOptions", "CallerOutcome", "CallerStatistics", "Lease", "Permit"]
@@ -39,11 +38,7 @@ __all__ = ["AsyncCaller", "CallObserver", "CallerOptions", "CallerOutcome", "Cal
 T = TypeVar("T")
 ItemT = TypeVar("ItemT")
 
-_LEFT_OUT_SECONDS = 60.0
-"""An endpoint that can't serve a request which another one can is asked again after this time."""
 _NO_OPTIONS = CallerOptions()
-_SHARED = frozenset({"rate", "overload", "loading"})
-"""Signals after which everybody waits, and not only the call that was refused."""
 
 
 class Lease(Generic[T]):
@@ -70,48 +65,6 @@ class Lease(Generic[T]):
     def fail(self, error: BaseException) -> None:
         """Give the slot back because `error` ended it, or somebody left it."""
         end_failed(self._permit, error, classify(error))
-
-
-def end_failed(permit: Permit, error: BaseException, verdict: Verdict) -> None:
-    """Tell the endpoint's governor what an attempt's end says about the endpoint."""
-    # Nothing was processed: no token was used. (The request itself stays counted: the server saw it.)
-    tokens = None if verdict.counted else 0
-    match verdict.signal:
-        case "rate" | "overload" | "loading":
-            permit.rejected(verdict.signal, retry_after(error, now=_clock.wall_time()), tokens)
-        case "transient" if not verdict.counted or len(permit.lanes) > 1:
-            permit.unreachable(tokens)
-        case _:
-            # An endpoint that fails one request may serve the next, and where there is no other it is asked.
-            permit.broken(tokens)
-
-
-class _Call:
-    """One call under way."""
-
-    __slots__ = (
-        "attempts", "cause", "counted", "deadline", "failed_at", "lanes", "options", "queue", "retries", "schedule",
-        "tried", "waited",
-    )  # fmt: skip
-
-    def __init__(self, options: CallerOptions, queue: float | None, schedule: RetrySchedule) -> None:
-        self.options = options
-        self.queue = queue
-        self.schedule = schedule
-        self.deadline = math.inf
-        self.attempts = 0
-        self.waited = 0.0
-        self.cause: Exception | None = None
-        """Why the last attempt failed, while another is to follow."""
-        self.counted = False
-        """Whether that other one takes from the retry budget."""
-        self.retries = 0
-        """How many have taken from it."""
-        self.failed_at = 0.0
-        self.lanes = options.lanes
-        """Where the next attempt may go."""
-        self.tried: tuple[str, ...] = ()
-        """Where it need not be tried again."""
 
 
 class AsyncCaller:
@@ -160,8 +113,6 @@ class AsyncCaller:
         self.max_concurrency: int | Literal["auto"]
         """What was asked for; how many may be in flight at the moment is in `statistics`."""
         self.max_concurrency, adaptive = _concurrency(max_concurrency)
-        self._random = random
-        self._shares_limiter = limiter is not None
         self._limiter = _limiter(limiter, requests_per_minute, tokens_per_minute)
 
         def make_window() -> Window:
@@ -169,12 +120,8 @@ class AsyncCaller:
             return Window(start=adaptive.start, ceiling=adaptive.ceiling, adaptive=is_adaptive, random=random)
 
         self._admission = Admission(make_window, adaptive.ceiling, self._limiter)
-        self._budget = RetryBudget()
+        self._retrying = Retrying(policy, self._admission, limiter, random)
         self._watch = _clock.Watch()
-        self._reached: set[str] = set()
-        """The endpoints that have ever answered."""
-        self._refusals: dict[str, StatusError] = {}
-        """The last refusal of each endpoint, for those that would have to wait too long because of it."""
         self._backing_off: set[anyio.Event] = set()
         self._attempts = self._retries = self._successes = self._failures = 0
 
@@ -237,7 +184,7 @@ class AsyncCaller:
     ) -> Lease[T]:
         deadlines = self.deadlines if options.deadlines is None else options.deadlines
         bounded = deadlines.total is not None or options.deadline is not None
-        call = _Call(options, deadlines.queue, RetrySchedule(self.retry_policy, bounded=bounded))
+        call = Call(options, deadlines.queue, RetrySchedule(self.retry_policy, bounded=bounded))
         try:
             if deadlines.total is None and options.deadline is None:
                 lease = await self._attempts_of(call, function, args)
@@ -253,11 +200,11 @@ class AsyncCaller:
         finally:
             call.cause = None  # its traceback leads back here, and nothing is left to the garbage collector
         self._successes += 1
-        self._budget.give_back()
+        self._retrying.budget.give_back()
         return lease
 
     async def _attempts_until(
-        self, call: _Call, total: float | None, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]
+        self, call: Call, total: float | None, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]
     ) -> Lease[T]:
         """One bound around everything: one for each attempt and each wait would cost as much each time."""
         loop = _clock.event_loop()
@@ -273,25 +220,17 @@ class AsyncCaller:
                 return await self._watch.run_until(loop, deadline, self._attempts_of, call, function, args)
         raise DeadlineError(deadline="total", seconds=max(0.0, deadline - start)) from call.cause
 
-    async def _attempts_of(self, call: _Call, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> Lease[T]:
+    async def _attempts_of(self, call: Call, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> Lease[T]:
         options, admission = call.options, self._admission
         while True:
-            permit = admission.acquire_nowait(call.lanes, options.tokens or 0, signals=options.signals)
-            if permit is None:
-                permit = await self._queue(call)
+            tokens = options.tokens or 0
+            permit = admission.acquire_nowait(call.lanes, tokens, signals=options.signals) or await self._queue(call)
             if call.cause is not None:
-                call.waited += permit.sent_at - call.failed_at
-                if call.counted and not self._take_retry(call):
-                    permit.give_back()  # the retries of others have used up the budget meanwhile
-                    raise call.cause
-            try:
-                if options.observer is not None:
-                    await self._tell_attempt(options.observer, call)
-                if options.begin is not None:
-                    options.begin(permit)
-            except BaseException:
-                permit.give_back()
-                raise
+                self._retrying.begin(call, permit)
+            if options.observer is not None:
+                await self._tell_attempt(options.observer, call, permit)
+            if options.begin is not None:
+                options.begin(permit)
             call.attempts += 1
             self._attempts += 1
             self._retries += call.attempts > 1
@@ -306,15 +245,15 @@ class AsyncCaller:
                 permit.broken()
                 raise
             else:
-                self._reached.add(permit.lane)
+                self._retrying.answered(permit.lane)
                 return Lease(value, permit, call.attempts, call.waited)
             if delay > 0:
                 await self._back_off(delay)
 
-    async def _queue(self, call: _Call) -> Permit:
+    async def _queue(self, call: Call) -> Permit:
         """A permit, in its turn; who was admitted before goes first."""
         admission, options = self._admission, call.options
-        self._check_hold(call)
+        self._retrying.check_hold(call)
         tokens, front = options.tokens or 0, call.attempts > 0
         if call.queue is None:
             return await admission.acquire(call.lanes, tokens, signals=options.signals, front=front)
@@ -322,99 +261,24 @@ class AsyncCaller:
             return await admission.acquire(call.lanes, tokens, signals=options.signals, front=front)
         raise DeadlineError(deadline="queue", seconds=call.queue) from call.cause
 
-    def _check_hold(self, call: _Call) -> None:
-        """Fail now, and with the real reason, rather than wait for what comes too late."""
-        if call.cause is not None or not self._refusals:
-            return
-        now = self._admission.now()
-        hold = self._admission.cool_until(call.lanes) - now
-        longest = 1.05 * self.retry_policy.max_wait + 0.5  # with the spread over the time that was told
-        if hold > longest or (hold > 0 and now + hold >= call.deadline):
-            known = next((self._refusals[lane] for lane in call.lanes if lane in self._refusals), None)
-            if known is not None:
-                refusal = copy.copy(known)
-                refusal.retry_after = hold
-                raise refusal
-
-    def _take_retry(self, call: _Call) -> bool:
-        call.retries += 1
-        return self._budget.take()
-
-    async def _delay_after(self, call: _Call, permit: Permit, error: Exception) -> float | None:
+    async def _delay_after(self, call: Call, permit: Permit, error: Exception) -> float | None:
         """End a failed attempt. Seconds until the call queues up for another, None for no other."""
-        verdict = classify(error)
-        if verdict == NO_CONNECTION:
-            verdict = verdict if permit.lane in self._reached else WRONG_ADDRESS
-        else:
-            self._reached.add(permit.lane)
-        told = retry_after(error, now=_clock.wall_time())
-        elsewhere = self._elsewhere(call, permit, verdict)
-        if verdict.elsewhere and elsewhere:
-            permit.rejected("loading", _LEFT_OUT_SECONDS)
-        else:
-            end_failed(permit, error, verdict)
-        if verdict.signal in _SHARED:
-            self._note_refusal(permit, error)
-        delay = self._delay(call, permit, verdict, told, elsewhere)
-        if delay is None:
-            await self._tell_changes(call)
-            return None
-        call.counted = verdict.counted and verdict.retry
-        call.failed_at = now = self._admission.now()
-        shared = max(0.0, self._admission.ready_at(call.lanes) - now)
+        delay = self._retrying.after(call, permit, error)
         await self._tell_changes(call)
-        if call.options.observer is not None:
+        if delay is not None and call.options.observer is not None:
+            shared = self._admission.ready_at(call.lanes) - call.failed_at  # what everybody waits
             await call.options.observer.retry(call.attempts, max(delay, shared), error)
         return delay
 
-    def _elsewhere(self, call: _Call, permit: Permit, verdict: Verdict) -> Lanes:
-        """The other endpoints that an attempt might do better at, none where there is only one."""
-        if len(call.options.lanes) == 1:
-            return ()
-        if verdict.elsewhere:
-            call.tried = (*call.tried, permit.lane)
-        return others(call.options.lanes, (*call.tried, permit.lane))
+    async def _tell_attempt(self, observer: CallObserver, call: Call, permit: Permit) -> None:
+        try:
+            await self._tell_changes(call)
+            await observer.attempt(call.attempts + 1)
+        except BaseException:
+            permit.give_back()
+            raise
 
-    def _delay(
-        self, call: _Call, permit: Permit, verdict: Verdict, told: float | None, elsewhere: Lanes
-    ) -> float | None:
-        """Seconds that this call waits alone before it queues up again, None where it does not."""
-        if self.closed or self.retry_policy.max_retries == 0:
-            return None
-        if verdict.elsewhere and elsewhere:
-            call.lanes = elsewhere
-            return 0.0
-        counted_out = self._budget.empty or (self._budget.low and call.retries > 0)
-        if not verdict.retry or (verdict.counted and counted_out):
-            return None
-        call.lanes = others(call.options.lanes, call.tried) or call.options.lanes
-        now = self._admission.now()
-        free_elsewhere = bool(elsewhere) and self._admission.ready_at(elsewhere) <= now
-        if free_elsewhere:
-            told = None
-        delay = call.schedule.next(verdict, told, self._random())
-        if delay is None:
-            return None
-        if free_elsewhere:
-            call.lanes, delay = elsewhere, 0.0
-        elif verdict.signal in _SHARED:
-            delay = 0.0  # everybody waits for the endpoint, and this call is the first of them
-        # A wait that would pass the deadline is for nothing: better to fail now, and with the real reason.
-        ready = max(now + delay, self._admission.ready_at(call.lanes))
-        return None if ready >= call.deadline else delay
-
-    def _note_refusal(self, permit: Permit, error: Exception) -> None:
-        if isinstance(error, StatusError):
-            self._refusals[permit.lane] = copy.copy(error)  # without its traceback
-        if self._limiter is not None and self._shares_limiter:
-            now = self._admission.now()
-            self._limiter.push_back(max(0.0, permit.window.ready_at(now) - now))
-
-    async def _tell_attempt(self, observer: CallObserver, call: _Call) -> None:
-        await self._tell_changes(call)
-        await observer.attempt(call.attempts + 1)
-
-    async def _tell_changes(self, call: _Call) -> None:
+    async def _tell_changes(self, call: Call) -> None:
         """Tell what the windows did to whoever listens next."""
         changes = self._admission.changes
         while changes and call.options.observer is not None:
@@ -428,6 +292,7 @@ class AsyncCaller:
                 await closing.wait()
         finally:
             self._backing_off.discard(closing)
+
     def map(
         self,
         function: Callable[[ItemT], Awaitable[T]],
@@ -466,18 +331,13 @@ class AsyncCaller:
 
         return fan_out(items, work, width=self.width() if width is None else width)
 
-    def room(self, lanes: Lanes = ("",)) -> int:
-        """How many attempts may be in flight now at these endpoints together, 1 or more."""
-        return self._admission.room(lanes)
-
-    def on_room(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Have `listener` called when `room` may have grown; gives the function that ends that."""
-        self._admission.on_room.add(listener)
-        return lambda: self._admission.on_room.discard(listener)
+    def places(self, lanes: Lanes = ("",)) -> Width:
+        """How many attempts may be in flight at these endpoints together."""
+        return _Places(self._admission, lanes, 1)
 
     def width(self, lanes: Lanes = ("",)) -> Width:
         """How many workers keep these endpoints busy: twice what may be in flight."""
-        return _CallerWidth(self, lanes)
+        return _Places(self._admission, lanes, 2)
 
     def stated(self, limits: StatedLimits, lane: str = "") -> None:
         """The headers of an answer tell how much an endpoint will still take: what follows keeps to that."""
@@ -496,7 +356,7 @@ class AsyncCaller:
             retries=self._retries,
             successes=self._successes,
             failures=self._failures,
-            retry_budget=self._budget.level,
+            retry_budget=self._retrying.budget.level,
             max_concurrency=self.max_concurrency,
             limit=admission.room(tuple(windows)),
             requests_per_minute=None if limiter is None else limiter.requests_per_minute,
@@ -522,16 +382,19 @@ class AsyncCaller:
         await self.aclose()
 
 
-class _CallerWidth(Width):
-    def __init__(self, caller: AsyncCaller, lanes: Lanes) -> None:
-        self._caller = caller
+class _Places(Width):
+    def __init__(self, admission: Admission, lanes: Lanes, times: int) -> None:
+        self._admission = admission
         self._lanes = lanes
+        self._times = times
 
     def now(self) -> int:
-        return 2 * self._caller.room(self._lanes)
+        return self._times * self._admission.room(self._lanes)
 
     def on_growth(self, listener: Callable[[], None]) -> Callable[[], None]:
-        return self._caller.on_room(listener)
+        listeners = self._admission.on_room
+        listeners.add(listener)
+        return lambda: listeners.discard(listener)
 
 
 def _concurrency(given: Any) -> tuple[int | Literal["auto"], AdaptiveConcurrency]:

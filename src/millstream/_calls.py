@@ -45,7 +45,7 @@ class CallerOptions(msgspec.Struct, frozen=True, kw_only=True):
     lanes: Lanes = ("",)
     """The endpoints that will do; each has a window of its own. The least loaded one is taken (`Permit.lane`)."""
     begin: Callable[[Permit], None] | None = None
-    """Is given the permit of each attempt, just before it is made."""
+    """Is given the permit of each attempt, just before it is made. Must not raise."""
     signals: bool = False
     """Whether the function tells by `Permit.first_token` when the first token is there. In `open` its return does."""
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
+from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from millstream._errors import OptionTypeError
 
-__all__ = ["Send", "Width", "fan_out"]
+__all__ = ["Send", "Width", "fan_out", "for_each"]
 
 T = TypeVar("T")
 Send = Callable[[T], Awaitable[None]]
@@ -59,41 +69,18 @@ async def fan_out(
     """
     source = _Source(items)
     send, receive = anyio.create_memory_object_stream[Any](0)
-    most: Callable[[], int] = (lambda: width) if isinstance(width, int) else width.now
     raised: BaseException | None = None
     try:
         async with anyio.create_task_group() as workers:
-            running: set[MemoryObjectSendStream[Any]] = set()
-            leaving = False
-
-            def start(send: MemoryObjectSendStream[Any]) -> None:
-                running.add(send)
-                workers.start_soon(worker, send)
-
-            def grow() -> None:
-                if running and len(running) < most() and not leaving:
-                    start(next(iter(running)).clone())
-
-            async def worker(send: MemoryObjectSendStream[Any]) -> None:
-                nonlocal leaving
-                with send:
-                    try:
-                        while len(running) <= most() and (taken := await source.take()) is not None:
-                            grow()
-                            await work(*taken, send.send)
-                    except BaseException:
-                        leaving = True  # cancelled workers make room: nobody shall use it
-                        raise
-                    finally:
-                        running.discard(send)
-
-            start(send)
-            stop_growing = None if isinstance(width, int) else width.on_growth(grow)
+            crew = _Crew(workers, source, work, width)
+            crew.start(send)
+            stop_growing = None if isinstance(width, int) else width.on_growth(crew.grow)
             try:
                 yield _Results(receive, source)
             except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - raised below, unwrapped
                 raised = error
             finally:
+                crew.leaving = True
                 if stop_growing is not None:
                     stop_growing()
                 workers.cancel_scope.cancel()
@@ -102,6 +89,101 @@ async def fan_out(
         await source.aclose()
     if raised is not None:
         raise raised
+
+
+class _Crew:
+    """The workers of one `fan_out`."""
+
+    def __init__(
+        self,
+        group: TaskGroup,
+        source: _Source,
+        work: Callable[[int, Any, Send[Any]], Awaitable[None]],
+        width: int | Width,
+    ) -> None:
+        self._group = group
+        self._source = source
+        self._work = work
+        self._width = width
+        self._running: set[MemoryObjectSendStream[Any]] = set()
+        self.leaving = False
+
+    @property
+    def _most(self) -> int:
+        return self._width if isinstance(self._width, int) else self._width.now()
+
+    def start(self, send: MemoryObjectSendStream[Any]) -> None:
+        """One more worker, that sends there."""
+        self._running.add(send)
+        self._group.start_soon(self._run, send)
+
+    def grow(self) -> None:
+        """One more worker, if there may be one."""
+        if self._running and len(self._running) < self._most and not self.leaving:
+            self.start(next(iter(self._running)).clone())
+
+    async def _run(self, send: MemoryObjectSendStream[Any]) -> None:
+        with send:
+            try:
+                while len(self._running) <= self._most and (taken := await self._source.take()) is not None:
+                    self.grow()
+                    await self._work(*taken, send.send)
+            except BaseException:
+                self.leaving = True  # cancelled workers make room: nobody shall use it
+                raise
+            finally:
+                self._running.discard(send)
+
+
+async def for_each(
+    values: Sequence[T],
+    work: Callable[[int, T, Callable[[], None]], Awaitable[None]],
+    *,
+    width: Width,
+) -> tuple[int, Exception] | None:
+    """Run ``work(index, value, one_more)`` for each value, with as many workers as `width` allows.
+
+    As many workers as may be in flight: one that has ended its call makes the next one without waiting for a turn.
+    `one_more` says that a call waits for its retry, so that somebody else can use its place meanwhile. The first error
+    cancels the rest; it is given back with its index, None without one.
+    """
+    left = iter(enumerate(values))
+    failures: list[tuple[int, Exception]] = []
+    running = spare = done = 0
+
+    async def worker() -> None:
+        nonlocal running, done
+        for index, value in left:
+            try:
+                await work(index, value, one_more)
+            except Exception as error:  # noqa: BLE001 - the first one is given back
+                failures.append((index, error))
+                workers.cancel_scope.cancel()
+                return
+            done += 1
+            if running > width.now() + spare:
+                break
+        running -= 1
+
+    def one_more() -> None:
+        nonlocal spare
+        if spare < width.now():
+            spare += 1
+            grow()
+
+    def grow() -> None:
+        nonlocal running
+        while not failures and running < width.now() + spare and done + running < len(values):
+            running += 1
+            workers.start_soon(worker)
+
+    stop_growing = width.on_growth(grow)
+    try:
+        async with anyio.create_task_group() as workers:
+            grow()
+    finally:
+        stop_growing()
+    return failures[0] if failures else None
 
 
 class _Results(AsyncIterator[T]):

@@ -8,8 +8,6 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
-import anyio
-
 from millstream._caller import AsyncCaller
 from millstream._config import (
     AdaptiveConcurrency,
@@ -22,7 +20,7 @@ from millstream._config import (
     refuse_unknown,
 )
 from millstream._errors import ClosedError, MillstreamError, OptionTypeError, OptionValueError
-from millstream._fanout import Send, fan_out
+from millstream._fanout import Send, fan_out, for_each
 from millstream._language_model import BaseLanguageModel, Stop
 from millstream._prompts import BasePromptValue, ChatMessage, PromptInput, as_prompt_value
 from millstream._results import GenerationChunk, LLMResult, Outcome, StreamEvent
@@ -326,49 +324,13 @@ class BaseLLM(BaseLanguageModel):
         self, values: Sequence[BasePromptValue], options: CallOptions, listeners: Listeners
     ) -> Sequence[LLMResult]:
         results: dict[int, LLMResult] = {}
-        failures: list[tuple[int, Exception]] = []
-        left = iter(enumerate(values))
-        caller, lanes = self.caller, self._lanes
-        running = backing_off = 0
 
-        async def worker() -> None:
-            nonlocal running
-            for index, value in left:
-                try:
-                    results[index] = await self._run(value, options, listeners, one_more).answer()
-                except Exception as error:  # noqa: BLE001 - the first one is raised below
-                    failures.append((index, error))
-                    workers.cancel_scope.cancel()
-                    return
-                if running > caller.room(lanes) + backing_off:
-                    break
-            running -= 1
+        async def work(index: int, value: BasePromptValue, one_more: Callable[[], None]) -> None:
+            results[index] = await self._run(value, options, listeners, one_more).answer()
 
-        def start() -> None:
-            nonlocal running
-            running += 1
-            workers.start_soon(worker)
-
-        def one_more() -> None:
-            """A call waits for its retry, so its slot is free: somebody shall use it meanwhile."""
-            nonlocal backing_off
-            if backing_off < caller.room(lanes) and len(results) + running < len(values):
-                backing_off += 1
-                start()
-
-        def grow() -> None:
-            """As many workers as may be in flight: one that has ended its call sends the next one without a wait."""
-            while running < caller.room(lanes) + backing_off and len(results) + running < len(values):
-                start()
-
-        stop_growing = caller.on_room(grow)
-        try:
-            async with anyio.create_task_group() as workers:
-                grow()
-        finally:
-            stop_growing()
-        if failures:
-            index, error = failures[0]
+        failure = await for_each(values, work, width=self.caller.places(self._lanes))
+        if failure is not None:
+            index, error = failure
             if isinstance(error, MillstreamError):
                 error.prompt_index = index
             error.add_note(f"This was prompt {index} of {len(values)} (counted from 0).")

@@ -154,8 +154,8 @@ async def test_refusals_use_up_no_retries_and_end_with_the_deadline():
     script = Script(rate_limit())
     with pytest.raises(errors.RateLimitError) as caught:
         await caller.call(script)
-    assert script.waits[:5] == pytest.approx([0.5, 1, 2, 4, 8])
-    assert max(script.waits) <= 10 + 15, "the cool-down, and the pace that what was accepted allows"
+    assert 0.5 <= script.waits[0] <= script.waits[1] <= script.waits[2] <= script.waits[3]
+    assert max(script.waits) <= 12
     assert caught.value.waited == pytest.approx(sum(script.waits))
     assert 40 < caught.value.waited < 60, "a wait that would pass the deadline is for nothing"
     assert caller.statistics().retry_budget == 100
@@ -293,7 +293,7 @@ async def test_a_budget_used_up_while_a_retry_waited_takes_no_permit():
 
         group.start_soon(ask)
         await settle_down()
-        while caller._budget.take():
+        while caller._retrying.budget.take():
             pass
     assert len(script.began) == 1
     assert await caller.call(Script("text")) == "text"

@@ -15,8 +15,8 @@ from millstream._caller import AsyncCaller
 from millstream._config import Deadlines
 from tests.conftest import manual_backends
 
-from .test_caller import assert_quiet, caller_of, server_error
 from .test_admission import run_manually, settle_down
+from .test_caller import assert_quiet, caller_of, server_error
 
 manual = pytest.mark.parametrize("anyio_backend", manual_backends())
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from millstream import _clock
 from millstream._config import check_tags
-from millstream._errors import OptionTypeError
 from millstream._control import WindowChange
+from millstream._errors import OptionTypeError
 from millstream._events import (
     AttemptEvent,
     CacheHitEvent,

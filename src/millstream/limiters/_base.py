@@ -26,7 +26,7 @@ class Limiter(ABC):
     tokens_per_minute: float | None
     """None: no limit."""
 
-    def check(self, tokens: int) -> None:
+    def check(self, tokens: int) -> None:  # noqa: B027 - most need not
         """Refuse what could never be sent.
 
         Raises:
@@ -66,5 +66,5 @@ class Limiter(ABC):
     def push_back(self, seconds: float) -> None:
         """The server refused by its rate limit: nobody passes for so long. Never shortens an earlier one."""
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027 - most hold nothing
         """Give back what is held elsewhere. Closing twice is harmless."""
