@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ from millstream._results import GenerationChunk, LLMResult, token_usage
 from millstream._secret import Secret
 from millstream._sse import is_event_stream, starts_like_events
 from millstream._streams import ChunkSource, ResultSource, read_rest
-from millstream._transport._seam import BodyStream, Request, Response, Route, Timeouts, Transport
-from millstream._wire import Dialect, StreamDecoder
+from millstream._transport._seam import BodyStream, Request, Response, Route, Timeouts, Transport, collector_of
+from millstream._wire import END_MARK, Dialect, StreamDecoder
 from millstream._wire.errors import decode_error
 
 if TYPE_CHECKING:
@@ -149,6 +149,8 @@ class Exchange:
             return ResultSource(await self.ask(prompt, options))
         try:
             source = await self.open(prompt, options)
+            if source.decoder is not None:
+                source.decoder.joins = True
             await source.read_first()
         except StatusError as error:
             if not _refuses_streams(error):
@@ -250,6 +252,7 @@ class HttpChunkSource:
         "_ended",
         "_exchange",
         "_ready",
+        "_receive",
         "_response",
         "_stream",
         "_total",
@@ -263,6 +266,7 @@ class HttpChunkSource:
         self._exchange = exchange
         self._response = response
         self._stream = stream
+        self._receive: Callable[[float], Awaitable[bytes]] = stream.receive
         self._deadlines = deadlines
         self._waits_for: DeadlineName = "first_token"
         self._deadline = sent_at + deadlines.first_token if deadlines.first_token is not None else math.inf
@@ -285,6 +289,9 @@ class HttpChunkSource:
 
     async def rest(self, first: Sequence[GenerationChunk]) -> LLMResult:
         """See `ChunkSource.rest`."""
+        if self.decoder is not None:
+            self.decoder.joins = True
+            self._receive = collector_of(self._stream, END_MARK)
         return _with_prompt_tokens(await read_rest(self, first), self._response)
 
     async def receive(self) -> Sequence[GenerationChunk]:
@@ -305,7 +312,7 @@ class HttpChunkSource:
             self._deadline = _clock.monotonic() + self._deadlines.idle
         while not self._ended and decoder.error is None and not decoder.done:
             try:
-                data = await self._stream.receive(min(self._deadline, self._total[0]))
+                data = await self._receive(min(self._deadline, self._total[0]))
             except DeadlineError as error:
                 is_total = self._total[0] <= self._deadline
                 name, seconds = ("total", self._total[1]) if is_total else (self._waits_for, self._seconds())

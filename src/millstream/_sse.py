@@ -126,6 +126,11 @@ class SSEDecoder:
             self._receive_lines(data, events)
         return events
 
+    @property
+    def between_events(self) -> bool:
+        """Whether nothing of an unfinished event is held: the next byte is the first of another."""
+        return not (self._line or self._size or self._after_cr or self._at_start)
+
     def flush(self) -> ServerSentEvent | None:
         """Ends the stream: the event that it left unfinished, None where there is none with data.
 

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import pytest
 
-from millstream import BadRequestError, CallOptions, RateLimitError, StringPromptValue
+from millstream import (
+    BadRequestError,
+    CallOptions,
+    DeadlineError,
+    Deadlines,
+    GenerationError,
+    HuggingFaceInference,
+    ProtocolError,
+    RateLimitError,
+    ReadError,
+    StringPromptValue,
+    TruncatedStreamError,
+)
+from millstream._clock import monotonic
 from millstream._http import Exchange
 from millstream._origin import Origin
-from millstream._streams import ResultSource
+from millstream._streams import ResultSource, read_rest
 from millstream._transport._seam import Route
 from millstream._wire import DIALECTS
+from millstream.testing import FakeEndpoint, Fault
 
+from ..conftest import manual_backends
+from ..support.servers import chunked, serve
 from ..support.transports import Answer, ScriptedTransport, chat_events
 
 PROMPT = StringPromptValue("x")
@@ -112,3 +129,91 @@ async def test_limits_that_an_answer_states_are_told():
     for _ in range(2):
         await exchange.ask(PROMPT, CallOptions())
     assert [(limits.requests_remaining, limits.requests_reset) for limits in told] == [(3, 10)] * 2
+
+
+async def unread(llm: HuggingFaceInference, *, reads: bool = False, **options: Any) -> Any:
+    """The result of a stream of `llm` that nobody reads, or that is read chunk by chunk."""
+    options = {"max_tokens": 12, **options}
+    exchange = (llm._exchanges or await llm._prepare())[0]
+    source = await exchange.open_or_ask(PROMPT, CallOptions(**options))
+    first = await source.receive()
+    return await (read_rest(source, first) if reads else source.rest(first))
+
+
+@pytest.mark.parametrize("coalesce", [True, False])
+@pytest.mark.parametrize("options", [{}, {"logprobs": 2}, {"stop": ["a"]}], ids=str)
+async def test_the_result_is_that_of_reading(model, api, coalesce, options):
+    async with FakeEndpoint(coalesce=coalesce) as endpoint:
+        llm = model(endpoint_url=endpoint.url, api=api)
+        results = [await unread(llm, reads=reads, **options) for reads in (False, True, False)]
+        assert results[0].text
+        assert results[0].generations == results[1].generations == results[2].generations
+        assert results[0].usage == results[1].usage
+        assert endpoint.connections == 1 or options.get("stop")
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault.error_event(after_events=3), GenerationError),
+        (Fault.truncate(after_events=3), TruncatedStreamError),
+        (Fault.disconnect(after_bytes=700), ReadError),
+        (Fault.garbage(after_events=3), ProtocolError),
+    ],
+    ids=str,
+)
+async def test_what_goes_wrong_midway_is_raised_as_it_is(model, endpoint, api, fault, expected):
+    llm = model(api=api, max_tokens=50)
+    for reads in (False, True):
+        endpoint.fail(fault)
+        with pytest.raises(expected) as caught:
+            await unread(llm, reads=reads, max_tokens=50)
+        assert caught.value.provider == "127.0.0.1"
+    assert (await unread(llm)).text
+
+
+@pytest.mark.parametrize("anyio_backend", manual_backends())
+@pytest.mark.parametrize(
+    ("script", "deadline"),
+    [
+        (chat_events("one", " two"), "idle"),
+        ([*chat_events("one", " two"), *[b": ping\n\n"] * 30], "idle"),
+        (chat_events(*["tick"] * 200), "total"),
+    ],
+    ids=["silence", "only comments", "never ends"],
+)
+async def test_deadlines(script, deadline):
+    seconds = {"first_token": 30.0, "idle": 20.0, "total": 97.0}
+    transport = ScriptedTransport(Answer.stream(script, every=5.0))
+    source = await exchange_at(transport).open_or_ask(PROMPT, CallOptions(deadlines=Deadlines(**seconds)))
+    source.end_at(monotonic() + 97, 97.0)
+    with pytest.raises(DeadlineError, match=deadline) as caught:
+        await source.rest(await source.receive())
+    assert (caught.value.deadline, caught.value.seconds) == (deadline, seconds[deadline])
+    assert transport.open_bodies == 0
+
+
+async def test_only_comments_are_silence(model):
+    """On a real connection, where a comment is a piece as any other."""
+
+    async def talk(peer):
+        await peer.request()
+        await peer.send(chunked(*chat_events("one"), headers=[b"content-type: text/event-stream"], end=b""))
+        while True:
+            await anyio.sleep(0.01)
+            await peer.send(b"8\r\n: ping\n\n\r\n")
+
+    async with serve(talk) as server:
+        llm = model(endpoint_url=server.url, api="chat")
+        with pytest.raises(DeadlineError) as caught:
+            await unread(llm, deadlines=Deadlines(idle=0.1))
+        assert (caught.value.deadline, caught.value.seconds) == ("idle", 0.1)
+
+
+async def test_cancellation_closes_the_connection(model):
+    async with FakeEndpoint(faults=[Fault.stall(after_events=2)]) as endpoint:
+        llm = model(endpoint_url=endpoint.url, api="chat")
+        with anyio.move_on_after(0.05):
+            await unread(llm)
+        await endpoint.wait_for(lambda: endpoint.in_flight == 0)
+        assert llm._transport.statistics().open == 0

@@ -115,7 +115,7 @@ class AnyioConnection:
         parser = self.parser
         return Response(parser.status, tuple(parser.headers), body, stream, parser.reason, parser.http_version)
 
-    async def receive_body(self, deadline: float) -> bytes:
+    async def receive_body(self, deadline: float, mark: bytes | None = None) -> bytes:
         parser = self.parser
         try:
             while not parser.buffered and not parser.complete:

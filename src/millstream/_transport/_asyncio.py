@@ -22,6 +22,7 @@ from millstream._errors import (
     WriteError,
 )
 from millstream._transport._connection import (
+    COLLECT_SECONDS,
     CONNECT_EXCEPTIONS,
     HIGH_WATER,
     Body,
@@ -71,8 +72,10 @@ class AsyncioConnection(asyncio.Protocol):
         "_busy",
         "_deadline",
         "_error",
+        "_gathering",
         "_loop",
         "_lost",
+        "_mark",
         "_origin",
         "_phase",
         "_read_paused",
@@ -104,6 +107,8 @@ class AsyncioConnection(asyncio.Protocol):
         self._busy = False
         self._awaiting_head = False
         self._streaming = False
+        self._mark: bytes | None = None  # whoever waits for the body collects it
+        self._gathering = False  # and something is there already
         self._read_paused = False
         self._write_paused = False
         self._timer: asyncio.TimerHandle | None = None
@@ -158,18 +163,20 @@ class AsyncioConnection(asyncio.Protocol):
         parser = self.parser
         return Response(parser.status, tuple(parser.headers), body, stream, parser.reason, parser.http_version)
 
-    async def receive_body(self, deadline: float) -> bytes:
+    async def receive_body(self, deadline: float, mark: bytes | None = None) -> bytes:
         parser = self.parser
         if not parser.complete and self._error is None and not parser.buffered:
             self._phase = "read"
             self._set_deadline(self._read_seconds, deadline)
+            self._mark = mark
             waiter = self._waiter = self._loop.create_future()
             try:
                 await waiter
             except BaseException:
                 self.abort()
                 raise
-            self._waiter = None
+            self._waiter = self._mark = None
+            self._gathering = False
             self._deadline = math.inf
         data = parser.take(PIECE_BYTES)
         if data:
@@ -239,6 +246,8 @@ class AsyncioConnection(asyncio.Protocol):
         if not self._streaming:
             if self._read_seconds is not None:
                 self._deadline = self._loop.time() + self._read_seconds
+        elif self._mark is not None:
+            self._collect(data, self._mark)
         elif parser.head_complete:
             if self._awaiting_head or parser.buffered:
                 self._awaiting_head = False
@@ -311,6 +320,15 @@ class AsyncioConnection(asyncio.Protocol):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
+    def _collect(self, data: bytes, mark: bytes) -> None:
+        """A piece has come that is not waited for: it waits for others, though not for long."""
+        if mark in data or self.parser.buffered > HIGH_WATER:
+            self._mark = None
+            self._wake()
+        elif not self._gathering and self.parser.buffered:
+            self._gathering = True
+            self._set_deadline(COLLECT_SECONDS, self._deadline)
+
     def _set_deadline(self, seconds: float | None, latest: float = math.inf) -> None:
         """`seconds` from now, or `latest` if that is sooner."""
         deadline = latest
@@ -336,7 +354,10 @@ class AsyncioConnection(asyncio.Protocol):
             self._timer_at = self._deadline
             self._timer = self._loop.call_at(self._deadline, self._on_timer)
             return
-        self.abort(DeadlineError(deadline=self._phase, seconds=self._seconds))
+        if self._gathering:
+            self._wake()
+        else:
+            self.abort(DeadlineError(deadline=self._phase, seconds=self._seconds))
 
 
 def _abort(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:

@@ -21,6 +21,8 @@ __all__ = ["Body", "Connection", "Lane", "StaleConnectionError", "connect_error"
 
 HIGH_WATER = 64 * 1024
 """Bytes of a streamed body that wait for `receive` before reading is paused (asyncio's and Node's figure too)."""
+COLLECT_SECONDS = 0.25
+"""How long what has arrived waits for more, where nobody is in a hurry (`Body.collect`)."""
 DRAIN_SECONDS = 0.1
 DRAIN_BYTES = 64 * 1024
 """How long, and for how much, `aclose` waits for the end of a body: a new connection costs about as much."""
@@ -61,8 +63,11 @@ class Connection(Protocol):
         """Send and receive; whatever goes wrong, the connection is closed when this raises."""
         ...
 
-    async def receive_body(self, deadline: float) -> bytes:
-        """Wait for the next piece of a streamed body, ``b""`` at its end; closes the connection when it raises."""
+    async def receive_body(self, deadline: float, mark: bytes | None = None) -> bytes:
+        """Wait for the next piece of a streamed body, ``b""`` at its end; closes the connection when it raises.
+
+        With a `mark` it may wait for more than a piece, as `collector_of` says.
+        """
         ...
 
     def resume(self) -> None:
@@ -88,7 +93,11 @@ class Body:
         self._ended = False
         self._receiving = False
 
-    async def receive(self, deadline: float = math.inf) -> bytes:
+    async def collect(self, deadline: float, mark: bytes) -> bytes:
+        """See `collector_of`."""
+        return await self.receive(deadline, mark)
+
+    async def receive(self, deadline: float = math.inf, mark: bytes | None = None) -> bytes:
         connection = self._connection
         if connection is None:
             if self._ended:
@@ -102,7 +111,7 @@ class Body:
             raise UsageError("two tasks receive from one stream; give it to one of them")
         self._receiving = True
         try:
-            data = await connection.receive_body(deadline)
+            data = await connection.receive_body(deadline, mark)
         except BaseException:
             self._connection = None  # it is closed
             raise

@@ -68,10 +68,12 @@ class StreamDecoder(Protocol):
             server goes on after. The rest of the body may be drained, or given to `receive_data` for the usage. (Where
             the server itself ends at the stop text but leaves it in, its usage and end mark are waited for.)
         error: why no more chunks come, None while all is well. Chunks returned together with it came before it.
+        joins: set by whoever wants the sum of the chunks only: then the tokens of one piece may come as one chunk.
     """
 
     done: bool
     error: MillstreamError | None
+    joins: bool
 
     def receive_data(self, data: bytes) -> list[GenerationChunk]:
         """The chunks that are complete with this piece of the body, cut anywhere."""

@@ -18,15 +18,17 @@ from millstream._errors import MillstreamError, ProtocolError, TruncatedStreamEr
 from millstream._results import FinishReason, GenerationChunk, TokenLogprob, ToolCallDelta, Usage
 from millstream._sse import ServerSentEvent, SSEDecoder
 from millstream._wire._common import any_json, finish_reason
+from millstream._wire._runs import TextRuns
 from millstream._wire._stop import StopTrimmer
 from millstream._wire.errors import error_in_body
 
-__all__ = ["BaseStreamDecoder", "Output", "Piece"]
+__all__ = ["END_MARK", "BaseStreamDecoder", "Output", "Piece"]
 
 MAX_STREAM_BYTES = 256 * 1024 * 1024
 """Of one streamed answer. The longest outputs of today (some 100 000 tokens) are about 30 MiB with their framing."""
 
-_END_MARK = b"[DONE]"
+END_MARK = b"[DONE]"
+"""The data of the last event of the OpenAI-compatible dialects."""
 
 _END_TOKEN = re.compile(r"<[^<>\s]{1,64}>\Z")
 """TGI 2.0 streamed the end token (``</s>``, ``<|eot_id|>``) as the content of the chunk that it finishes."""
@@ -78,6 +80,8 @@ class BaseStreamDecoder:
     def __init__(self, options: CallOptions) -> None:
         self.done = False
         self.error: MillstreamError | None = None
+        self.joins = False
+        self._runs: TextRuns | None = None  # where tokens may differ in nothing but their text
         self._sse = SSEDecoder()
         self._received = 0
         self._ended = False  # by the end mark: what comes after it is nothing
@@ -97,7 +101,10 @@ class BaseStreamDecoder:
         try:
             if self._received > MAX_STREAM_BYTES:
                 raise ProtocolError(f"the stream is longer than {MAX_STREAM_BYTES} bytes", status_code=200)
-            self._receive_events(self._sse.receive_data(data))
+            if self.joins and self._runs is not None:
+                self._receive_joined(self._runs, data)
+            else:
+                self._receive_events(self._sse.receive_data(data))
         except MillstreamError as error:
             self._fail(error)
         return self._taken()
@@ -133,7 +140,7 @@ class BaseStreamDecoder:
             ProtocolError: it is no JSON.
         """
         data = event.data.strip()
-        if data == _END_MARK:
+        if data == END_MARK:
             self._end()
             return
         if not data:
@@ -234,6 +241,25 @@ class BaseStreamDecoder:
 
     # -- for this class
 
+    def _receive_joined(self, runs: TextRuns, data: bytes) -> None:
+        """As for any piece, but each run of plain tokens becomes one chunk."""
+        while runs.tries and not self._ended:
+            if 0 in self._ready and self._sse.between_events and len(data) <= self._sse.max_event_bytes:
+                text, size = runs.take(data)
+                if text and not self._plain:
+                    text = self._trimmed(self._ready[0], 0, text)
+                if text:
+                    self._chunks.append(GenerationChunk(text))
+                data = data[size:]
+            end = data.find(b"\n\n") + 2
+            if end < 2:
+                break
+            self._receive_events(self._sse.receive_data(data[:end]))
+            runs.learn(data[6 : end - 2])
+            data = data[end:]
+        if data and not self._ended:
+            self._receive_events(self._sse.receive_data(data))
+
     def _taken(self) -> list[GenerationChunk]:
         chunks, self._chunks = self._chunks, []
         return chunks
@@ -302,7 +328,7 @@ def _whole_part(data: bytes) -> bytes:
 
 
 def _is_whole(data: bytes) -> bool:
-    if data.strip() == _END_MARK:
+    if data.strip() == END_MARK:
         return True
     try:
         any_json(data)

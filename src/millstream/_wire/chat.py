@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -27,6 +27,7 @@ from millstream._wire._openai_shared import (
     usage_of,
     with_tgi_response_format,
 )
+from millstream._wire._runs import TextRuns, text_pattern
 from millstream._wire._stream import Piece
 
 __all__ = ["Chat", "ChatStreamDecoder"]
@@ -85,6 +86,31 @@ class _Chunk(msgspec.Struct, gc=False):
     error: Any = None
 
 
+class _PlainDelta(msgspec.Struct, gc=False):
+    content: str
+    reasoning_content: None = None
+    reasoning: None = None
+    tool_calls: None = None
+    refusal: None = None
+
+
+class _PlainChoice(msgspec.Struct, gc=False):
+    delta: _PlainDelta
+    message: None = None
+    index: Literal[0] = 0
+    finish_reason: Literal[""] | None = None
+    logprobs: None = None
+
+
+class _PlainChunk(msgspec.Struct, gc=False):
+    """A chunk that is nothing but a token of the only output."""
+
+    choices: tuple[_PlainChoice]
+    usage: None = None
+    error: None = None
+
+
+_plain_decoder = msgspec.json.Decoder(_PlainChunk)
 _answer_decoder = msgspec.json.Decoder(_Answer)
 _chunk_decoder = msgspec.json.Decoder(_Chunk | None)
 _encoder = msgspec.json.Encoder()
@@ -202,8 +228,19 @@ def _arguments(value: Any) -> str:
     return "" if value is None else _encoder.encode(value).decode()
 
 
+_text = text_pattern(b"content")
+
+
+def _plain_text(data: bytes) -> str:
+    return _plain_decoder.decode(data).choices[0].delta.content
+
+
 class ChatStreamDecoder(OpenAIStreamDecoder):
     """Chunks with ``choices[].delta``."""
+
+    def __init__(self, options: CallOptions) -> None:
+        super().__init__(options)
+        self._runs = TextRuns(_text, _plain_text)
 
     def _receive_events(self, events: list[ServerSentEvent]) -> None:
         chunks, ready, plain, decode = self._chunks, self._ready, self._plain, _chunk_decoder.decode

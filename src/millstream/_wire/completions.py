@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -26,6 +26,7 @@ from millstream._wire._openai_shared import (
     usage_of,
     with_tgi_response_format,
 )
+from millstream._wire._runs import TextRuns, text_pattern
 from millstream._wire._stream import Piece
 
 __all__ = ["Completions", "CompletionsStreamDecoder"]
@@ -53,6 +54,22 @@ class _Answer(msgspec.Struct):
     error: Any = None
 
 
+class _PlainChoice(msgspec.Struct, gc=False):
+    text: str
+    index: Literal[0] = 0
+    finish_reason: Literal[""] | None = None
+    logprobs: None = None
+
+
+class _PlainChunk(msgspec.Struct, gc=False):
+    """A chunk that is nothing but a token of the only output."""
+
+    choices: tuple[_PlainChoice]
+    usage: None = None
+    error: None = None
+
+
+_plain_decoder = msgspec.json.Decoder(_PlainChunk)
 _answer_decoder = msgspec.json.Decoder(_Answer)
 _chunk_decoder = msgspec.json.Decoder(_Chunk | None)
 
@@ -115,8 +132,19 @@ class Completions:
         return CompletionsStreamDecoder(options)
 
 
+_text = text_pattern(b"text")
+
+
+def _plain_text(data: bytes) -> str:
+    return _plain_decoder.decode(data).choices[0].text
+
+
 class CompletionsStreamDecoder(OpenAIStreamDecoder):
     """Chunks with ``choices[].text``."""
+
+    def __init__(self, options: CallOptions) -> None:
+        super().__init__(options)
+        self._runs = TextRuns(_text, _plain_text)
 
     def _receive_events(self, events: list[ServerSentEvent]) -> None:
         chunks, ready, plain, decode = self._chunks, self._ready, self._plain, _chunk_decoder.decode
