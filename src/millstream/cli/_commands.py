@@ -74,7 +74,7 @@ def commands() -> None:
 )
 @click.option("--stop", metavar="TEXT", multiple=True, help="Ends the output, and is not printed; repeatable.")
 @click.option(
-    "--max-concurrency", type=_COUNT, metavar="N", default=64, show_default=True, help="Prompts in flight at the most."
+    "--max-concurrency", type=_COUNT, metavar="N", help="Prompts in flight. Default: what the endpoint serves best."
 )
 @click.option(
     "--max-retries",

@@ -33,7 +33,7 @@ class Asked:
     top_p: float | None
     seed: int | None
     stop: Sequence[str]
-    max_concurrency: int
+    max_concurrency: int | None
     max_retries: int
     timeout: float
     as_json: bool
@@ -41,14 +41,15 @@ class Asked:
 
 async def generate(asked: Asked) -> int:
     """Print the answers; the exit code is 1 where any prompt failed. Raises: UsageError for options that can't be."""
-    same = ("endpoint_url", "provider", "api", "api_key", "max_tokens", "temperature", "top_p", "seed")
+    same = (
+        "endpoint_url", "provider", "api", "api_key", "max_tokens", "temperature", "top_p", "seed", "max_concurrency"
+    )  # fmt: skip
     options: dict[str, Any] = {name: value for name in same if (value := getattr(asked, name)) is not None}
     prompts = _prompts(asked)
     async with HuggingFaceInference(
         asked.model,
         **options,
         stop_sequences=list(asked.stop) or None,
-        max_concurrency=asked.max_concurrency,
         max_retries=asked.max_retries,
         deadlines=Deadlines(total=asked.timeout),
         callbacks=[RetryNotices()],
