@@ -8,6 +8,7 @@ import pytest
 from millstream import (
     AuthenticationError,
     BadRequestError,
+    DeadlineError,
     Deadlines,
     MillstreamError,
     OverloadedError,
@@ -105,26 +106,51 @@ async def test_an_endpoint_that_is_down_is_given_up(how):
     llm, transport = model_at(fail, caller=impatient(random=lambda: 1.0))
     with pytest.raises(OverloadedError) as caught:
         await (llm.call("x") if how == "call" else llm.stream("x").result())
-    # Base 1 s, factor 2, cap 10 s; the waits add up to 60 s at the most.
-    assert transport.waits() == [1, 2, 4, 8, 10, 10, 10, 10]
-    assert (caught.value.attempts, caught.value.waited) == (9, 55)
+    # 0.5 s, doubled, 10 s at the most. What costs nothing is tried until the total deadline, 600 s; a wait that would
+    # end after it is not begun.
+    waits = transport.waits()
+    assert waits[:6] == [0.5, 1, 2, 4, 8, 10]
+    assert set(waits[5:]) == {10}
+    assert 590 <= sum(waits) < 600
+    assert caught.value.attempts == len(transport.began) == len(waits) + 1
+    assert caught.value.waited == pytest.approx(sum(waits))
+    assert f"attempts {len(waits) + 1}, waited {sum(waits):.1f} s" in str(caught.value)
 
 
 @pytest.mark.parametrize(**MANUAL_CLOCK)
-async def test_the_usual_waits_of_a_503_are_bounded():
-    """Pain 22: 501 requests in 0.6 s; with real jitter a call makes some dozen in a minute, and 50 calls 50 times that."""
+@pytest.mark.parametrize("concurrency", ["auto", 50])
+async def test_an_outage_is_asked_about_by_one_call_at_a_time(concurrency):
+    """Pain 22: 501 requests in 0.6 s; here 50 calls wait together, and a minute of 503 costs a dozen requests."""
 
     async def fail(number, body):
+        await anyio.sleep(0.01)
         return refusal(503)
 
-    llm, transport = model_at(fail, max_concurrency=50)
-    async with llm.map(["x"] * 50) as outcomes:
-        errors = [outcome.error async for outcome in outcomes]
-    assert all(isinstance(error, OverloadedError) and error.waited <= 60 for error in errors)
-    assert max(error.attempts for error in errors) < 50
-    assert len(transport.began) == sum(error.attempts for error in errors)
-    in_the_first_second = sum(began < 0.6 for began in transport.began)
-    assert in_the_first_second < 50 * 4
+    llm, transport = model_at(fail, max_concurrency=concurrency)
+    errors: list[MillstreamError] = []
+
+    async def ask() -> None:
+        with pytest.raises((OverloadedError, DeadlineError)) as caught:
+            await llm.call("x")
+        errors.append(caught.value)
+
+    start = anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(50):
+            tasks.start_soon(ask)
+    began = [time - start for time in transport.began]
+    at_once = sum(time < 0.01 for time in began)
+    assert at_once == (8 if concurrency == "auto" else 50)
+    # The second time with fewer, and after two refusals without an answer between them one at a time.
+    assert sum(0.01 < time < 1 for time in began) < at_once
+    assert sum(1 <= time < 60 for time in began) <= 12
+    assert sum(60 <= time < 600 for time in began) <= 9 * 12
+    assert max(began) < 600
+    # Whoever was refused last tells that; the deadline of the others came while they waited for the outage's end.
+    assert len(errors) == 50
+    for error in errors:
+        assert error.attempts == 0 or isinstance(error.__cause__ or error, OverloadedError)
+    assert sum(error.attempts for error in errors) == len(began)
 
 
 @pytest.mark.parametrize(**MANUAL_CLOCK)
@@ -232,12 +258,22 @@ async def test_a_rate_limit_is_waited_for():
 
     llm, transport = model_at(limited, caller=impatient(max_retries=1))
     assert await llm.call("x") == "fine"
-    assert transport.waits() == [10] * 5
+    assert all(10 <= wait <= 12 for wait in transport.waits())
 
     async def always(number, body):
         return refusal(429, retry_after="10")
 
-    llm, transport = model_at(always, caller=impatient(retry_policy=RetryPolicy(max_wait=25)))
+    llm, transport = model_at(always, caller=impatient(max_retries=1))
     with pytest.raises(RateLimitError) as caught:
         await llm.call("x")
-    assert (caught.value.attempts, caught.value.waited, caught.value.retry_after) == (3, 20, 10)
+    # It costs nothing, so it ends with the total deadline (600 s): one more wait would end after it.
+    waits = transport.waits()
+    assert all(10 <= wait <= 12 for wait in waits)
+    assert 588 <= sum(waits) < 600
+    assert (caught.value.attempts, caught.value.retry_after) == (len(waits) + 1, 10)
+    assert caught.value.waited == pytest.approx(sum(waits))
+
+    llm, transport = model_at(always, caller=impatient(retry_policy=RetryPolicy(max_wait=9)))
+    with pytest.raises(RateLimitError) as caught:
+        await llm.call("x")
+    assert (caught.value.attempts, caught.value.waited, caught.value.retry_after) == (1, 0, 10)

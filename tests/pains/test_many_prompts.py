@@ -235,7 +235,7 @@ async def test_a_slot_is_not_held_while_waiting_for_a_retry():
 
     async def answer(number, body):
         if prompt_of(body) == "bad" and number < 10:
-            return refusal(503, retry_after="50")
+            return refusal(500, retry_after="50")  # not a 503: after that everybody waits for the endpoint
         return chat()
 
     llm, transport = model_at(answer, max_concurrency=1)
