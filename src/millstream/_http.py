@@ -13,7 +13,15 @@ import msgspec
 from millstream import _clock, _headers
 from millstream._assembly import ResultBuilder, chunks_of
 from millstream._config import CallOptions, Deadlines
-from millstream._errors import DeadlineError, DeadlineName, MillstreamError, ProtocolError, StatusError, UsageError
+from millstream._errors import (
+    DeadlineError,
+    DeadlineName,
+    MillstreamError,
+    ModelLoadingError,
+    ProtocolError,
+    StatusError,
+    UsageError,
+)
 from millstream._headers import provider, request_id
 from millstream._prompts import BasePromptValue
 from millstream._results import GenerationChunk, LLMResult, token_usage
@@ -31,6 +39,8 @@ __all__ = ["Exchange", "HttpChunkSource"]
 
 _USUAL_DEADLINES = Deadlines()
 _MAX_BODY_BYTES = 64 * 1024 * 1024
+_SCALE_UP_SECONDS = 600.0
+"""How long a request waits for a replica at the most: large models take minutes to load."""
 _MADE_WHOLE = ("n", "logprobs", "response_format", "tools", "tool_choice")
 """Options with which some servers can't stream though they can without."""
 
@@ -46,7 +56,8 @@ class Exchange:
         model: the ``model`` of the body; None: none.
         key: what must be in no error.
         on_limits: told what an answer's headers say of rate limits, where they say something.
-        scales_to_zero: whether the server may have no replica up, which it then starts for a request that waits.
+        scales_to_zero: whether the server may have no replica up (dedicated endpoints). After a 503 that may come of
+            it, requests ask to be held until one is up, and have the time for it; until an answer comes.
     """
 
     __slots__ = (
@@ -54,10 +65,13 @@ class Exchange:
         "_key",
         "_model",
         "_on_limits",
+        "_patient",
         "_plain",
+        "_scales_to_zero",
         "_streamed",
         "_transport",
         "_unstreamed",
+        "_waking",
         "_wanted",
         "_watch",
         "dialect",
@@ -83,6 +97,9 @@ class Exchange:
         self._key = key
         self._on_limits = on_limits
         self._unstreamed: set[tuple[str, ...]] = set()  # what the server refused to stream, as `_made_of` has it
+        self._scales_to_zero = scales_to_zero
+        self._waking = False  # a replica is being started, as far as is known
+        self._patient: dict[tuple[Route, int], Route] = {}
         self._host = plain.origin.host
         self._wanted: tuple[int, bytes] | None = None
         self._watch = _clock.Watch()
@@ -103,9 +120,10 @@ class Exchange:
         deadlines = options.deadlines or _USUAL_DEADLINES
         timeouts = Timeouts(deadlines.connect, deadlines.write, None, None)
         body = self.dialect.encode(prompt, options, model=self._model, stream=False)
+        route = self._patient_route(self._plain, deadlines) if self._waking else self._plain
         response: Response | None = None
         try:
-            response = await self._send(self._plain, body, timeouts, stream=False)
+            response = await self._send(route, body, timeouts, stream=False)
             return _with_prompt_tokens(self._decode(response.body, prompt, options), response)
         except MillstreamError as error:
             self.add_facts(error, response)
@@ -115,10 +133,16 @@ class Exchange:
         """Send a prompt and give its chunks as they come. Raises what `ask` raises."""
         deadlines = options.deadlines or _USUAL_DEADLINES
         body = self.dialect.encode(prompt, options, model=self._model, stream=True)
+        route = self._streamed
+        if self._waking:
+            route = self._patient_route(route, deadlines)
+            if deadlines.first_token is not None:
+                first = max(deadlines.first_token, _patience(deadlines))
+                deadlines = msgspec.structs.replace(deadlines, first_token=first)
         loop = _clock.event_loop()
         sent_at = _clock.time_of(loop)
         try:
-            response = await self._send_streamed(loop, sent_at, body, deadlines)
+            response = await self._send_streamed(loop, sent_at, route, body, deadlines)
         except DeadlineError as error:
             named = _named(error, "first_token", deadlines.first_token)
             self.add_facts(named, None)
@@ -161,16 +185,18 @@ class Exchange:
         self._unstreamed.add(_made_of(options))
         return ResultSource(result)
 
-    async def _send_streamed(self, loop: Any, sent_at: float, body: bytes, deadlines: Deadlines) -> Response:
+    async def _send_streamed(
+        self, loop: Any, sent_at: float, route: Route, body: bytes, deadlines: Deadlines
+    ) -> Response:
         # A transport has one timeout for the head and for each piece after it: the longer one, since `HttpChunkSource`
         # keeps both. Only the head needs a bound of its own then.
         first, idle = deadlines.first_token, deadlines.idle
         read = None if first is None or idle is None else max(first, idle)
         timeouts = Timeouts(deadlines.connect, deadlines.write, read, None)
         if first is None or first == read:
-            return await self._send(self._streamed, body, timeouts, stream=True)
+            return await self._send(route, body, timeouts, stream=True)
         with suppress(_clock.Expired):
-            return await self._watch.run_until(loop, sent_at + first, self._send, self._streamed, body, timeouts, True)
+            return await self._watch.run_until(loop, sent_at + first, self._send, route, body, timeouts, True)
         raise DeadlineError(deadline="read")
 
     async def _send(self, route: Route, body: bytes, timeouts: Timeouts, stream: bool) -> Response:
@@ -194,10 +220,45 @@ class Exchange:
             answer = await _body_of(response)
         if self._key is not None:
             answer = self._key.hide_in_bytes(answer)  # a server may send it back, and errors are shown
-        raise decode_error(response.status, response.header, answer, host=self._host, now=_clock.wall_time())
+        error = decode_error(response.status, response.header, answer, host=self._host, now=_clock.wall_time())
+        raise self._starting(error) if self._scales_to_zero and response.status == 503 else error
+
+    def _starting(self, error: StatusError) -> StatusError:
+        """What a 503 is where it may come of there being no replica: then the next requests wait for one to be up."""
+        # A proxy has few words for it; a server that is up and full has a kind of error, or says when to come back.
+        if not isinstance(error, ModelLoadingError) and (error.retry_after is not None or error.kind is not None):
+            return error
+        self._waking = True
+        return ModelLoadingError(
+            str(error.args[0]),
+            status_code=error.status_code,
+            kind="scaling",
+            request_id=error.request_id,
+            provider=error.provider,
+            retry_after=error.retry_after,
+            body=error.body,
+        )
+
+    def _patient_route(self, route: Route, deadlines: Deadlines) -> Route:
+        """The same with the header by which a proxy of Hugging Face holds a request until a replica is up."""
+        key = route, int(_patience(deadlines))
+        patient = self._patient.get(key)
+        if patient is None:
+            line = (b"x-scale-up-timeout", b"%d" % key[1])
+            own = () if any(name.lower() == line[0] for name, _ in route.headers) else (line,)
+            # Never a local variable: tools that print tracebacks show those, and a key is among the headers.
+            patient = self._patient[key] = Route(
+                route.method,
+                route.origin,
+                route.target,
+                ((name.decode("ascii"), value.decode("ascii")) for name, value in (*route.headers, *own)),
+            )
+        return patient
 
     async def _send_as_it_is(self, request: Request) -> Response:
         response = await self._transport.send(request)
+        if self._waking and 200 <= response.status < 300:
+            self._waking = False
         if self._on_limits is not None and any(b"ratelimit" in name for name, _ in response.headers):
             limits = _headers.stated_limits(response.headers, now=_clock.wall_time())
             if limits is not None:
@@ -362,6 +423,10 @@ def _refuses_streams(error: StatusError) -> bool:
 def _made_of(options: CallOptions) -> tuple[str, ...]:
     """What of a request may be the reason that it can't be streamed."""
     return (*(name for name in _MADE_WHOLE if getattr(options, name)), *sorted(options.extra_body or ()))
+
+
+def _patience(deadlines: Deadlines) -> float:
+    return max(1.0, min(_SCALE_UP_SECONDS, deadlines.total or _SCALE_UP_SECONDS))
 
 
 def _hide_in(error: MillstreamError, key: Secret) -> None:

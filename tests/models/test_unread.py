@@ -14,9 +14,11 @@ from millstream import (
     Deadlines,
     GenerationError,
     HuggingFaceInference,
+    ModelLoadingError,
     ProtocolError,
     RateLimitError,
     ReadError,
+    StatusError,
     StringPromptValue,
     TruncatedStreamError,
 )
@@ -217,3 +219,72 @@ async def test_cancellation_closes_the_connection(model):
             await unread(llm)
         await endpoint.wait_for(lambda: endpoint.in_flight == 0)
         assert llm._transport.statistics().open == 0
+
+
+STARTING = Answer.json({"error": "503 Service Unavailable"}, 503)
+
+
+def held_for(transport: ScriptedTransport) -> list[bytes | None]:
+    """The seconds for which each request asks to be held."""
+    return [dict(request.route.headers).get(b"x-scale-up-timeout") for request in transport.requests]
+
+
+async def fails(exchange: Exchange, **options: Any) -> StatusError:
+    with pytest.raises(StatusError) as caught:
+        await exchange.open_or_ask(PROMPT, CallOptions(**options))
+    return caught.value
+
+
+async def test_after_a_503_of_an_endpoint_without_replicas_requests_are_held_until_one_is_up():
+    transport = ScriptedTransport(STARTING, STARTING, STREAMED, STREAMED)
+    exchange = exchange_at(transport, scales_to_zero=True)
+    for _ in range(2):
+        error = await fails(exchange, deadlines=Deadlines(first_token=10, idle=20, total=300))
+        assert (type(error), error.kind, error.status_code) == (ModelLoadingError, "scaling", 503)
+        assert "503 Service Unavailable" in str(error)
+    for _ in range(2):
+        await (await exchange.open_or_ask(PROMPT, CallOptions())).leave()
+    assert held_for(transport) == [None, b"300", b"600", None]
+    assert [request.timeouts.read for request in transport.requests] == [20, 300, 600, 120]
+
+
+@pytest.mark.parametrize(
+    ("refused", "held"),
+    [
+        (Answer.json({"error": "Model x is currently loading", "estimated_time": 20}, 503), True),
+        (Answer(503, {}, [b"<html>503</html>"], 0.0, stalls=False), True),
+        (Answer.json({"error": "busy"}, 503, retry_after="3"), False),
+        (Answer.json({"error": {"message": "The engine is busy", "type": "ServiceUnavailableError"}}, 503), False),
+        (Answer.json({"error": "too many requests"}, 429), False),
+        (Answer.json({"error": "bad gateway"}, 502), False),
+    ],
+)
+async def test_which_refusals_say_that_a_replica_is_started(refused, held):
+    for scales in (True, False):
+        transport = ScriptedTransport(refused, PLAIN)
+        exchange = exchange_at(transport, scales_to_zero=scales)
+        assert ((await fails(exchange)).kind == "scaling") is (held and scales)
+        await exchange.ask(PROMPT, CallOptions(deadlines=Deadlines(total=None)))
+        assert held_for(transport) == [None, b"600" if held and scales else None]
+
+
+@pytest.mark.parametrize("anyio_backend", manual_backends())
+async def test_the_first_token_has_the_time_that_a_replica_takes():
+    late = Answer.stream(chat_events("one", end=True), every=100.0, stalls=False)
+    transport = ScriptedTransport(STARTING, late, late)
+    exchange = exchange_at(transport, scales_to_zero=True)
+    options = {"deadlines": Deadlines(first_token=50, idle=None, total=None)}
+    await fails(exchange, **options)
+    source = await exchange.open_or_ask(PROMPT, CallOptions(**options))
+    assert (await source.rest(await source.receive())).text == "one"
+    with pytest.raises(DeadlineError, match="first_token"):
+        await exchange.open_or_ask(PROMPT, CallOptions(**options))
+
+
+async def test_how_long_to_hold_is_up_to_whoever_has_said_it():
+    transport = ScriptedTransport(STARTING, PLAIN)
+    route = Route("POST", Origin("http", "llm.invalid", 80), "/", [("X-Scale-Up-Timeout", "7")])
+    exchange = Exchange(DIALECTS["chat"], route, route, transport, model=None, scales_to_zero=True)
+    await fails(exchange)
+    await exchange.ask(PROMPT, CallOptions())
+    assert [request.route.head.lower().count(b"x-scale-up-timeout") for request in transport.requests] == [1, 1]
