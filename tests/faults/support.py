@@ -17,7 +17,7 @@ from millstream import AsyncCaller, DeadlineError, Deadlines, HuggingFaceInferen
 from millstream.callbacks._recording import RecordingCallbackHandler
 
 from ..conftest import manual_socket_backends
-from ..support.fault_server import ANSWER, FaultServer, open_files
+from ..support.fault_server import ANSWER, FaultServer, open_sockets
 from ..support.quiet import assert_quiet
 from .table import End, Row
 
@@ -43,6 +43,11 @@ class Diary(RecordingCallbackHandler):
         self.attempts.append(anyio.current_time())
         self.before_attempt(event.attempt)
 
+    def forget(self) -> None:
+        """Begin anew."""
+        self.events.clear()
+        self.attempts.clear()
+
     def of_kind(self, kind: str) -> list[Any]:
         return [event for event, name in zip(self.events, self.kinds(), strict=True) if name == kind]
 
@@ -50,15 +55,18 @@ class Diary(RecordingCallbackHandler):
 class Asker:
     """A model at a server, and one way to ask it."""
 
-    def __init__(self, server: FaultServer, way: str, url: str, total: float, **options: Any) -> None:
+    def __init__(
+        self, server: FaultServer, way: str, url: str, total: float, chance: float = 0.5, **options: Any
+    ) -> None:
         self.server = server
         self.way = way
         self.host = urlsplit(url).hostname
+        self.prompt = "x"
         self.diary = Diary()
         self.llm = HuggingFaceInference(
             endpoint_url=url,
             api="chat",
-            caller=AsyncCaller(max_concurrency=4 if way == "plain" else "auto", random=lambda: 0.5),
+            caller=AsyncCaller(max_concurrency=4 if way == "plain" else "auto", random=lambda: chance),
             callbacks=[self.diary],
             deadlines=Deadlines(total=total),
             **options,
@@ -73,16 +81,18 @@ class Asker:
 
     async def ask(self) -> str:
         if self.way == "stream":
-            return (await self.llm.stream("x").result()).text
-        return await self.llm.call("x")
+            return (await self.llm.stream(self.prompt).result()).text
+        return await self.llm.call(self.prompt)
 
     async def assert_nothing_left(self) -> None:
         await assert_quiet(self.llm)
         self.diary.assert_paired()
         await self.llm.aclose()
-        with anyio.fail_after(100):  # no real time: a script may still be in a pause
-            while self.server.open:
-                await anyio.sleep(1)
+        pause = 0.001
+        while self.server.open:  # a script may still be in a pause
+            await anyio.sleep(pause)
+            pause *= 2
+            assert pause < 1000, "the server was not left"
 
 
 def end_of(row: Row, way: str) -> End:
@@ -132,27 +142,36 @@ async def check_answered(asker: Asker, end: End, failures: int, total: float) ->
 async def check_failed(asker: Asker, end: End, total: float) -> None:
     """It never succeeded: the last attempt's error, with all that is known."""
     times, cut = expected_times(end, total)
+    if cut:
+        end = end._replace(error=DeadlineError, deadline="total")
     began = anyio.current_time()
-    with pytest.raises(MillstreamError) as caught:
-        await asker.ask()
-    took = anyio.current_time() - began
-    error = caught.value
+    error = await failure_of(asker)
+    assert anyio.current_time() - began == pytest.approx(total if cut else times[-1] + end.lasts, abs=CLOSE_ENOUGH)
+    assert_explained(asker, error, end)
     assert_times(asker.diary, began, times)
     assert_retries_told(asker.diary, end, len(times) - 1)
-    assert type(error) is (DeadlineError if cut else end.error), repr(error)
-    assert took == pytest.approx(total if cut else times[-1] + end.lasts, abs=CLOSE_ENOUGH)
     waited = sum(itertools.islice(end.waits, len(times) - 1))
     assert (error.attempts, error.waited) == (len(times), pytest.approx(waited, abs=CLOSE_ENOUGH))
+    await asker.assert_nothing_left()
+
+
+async def failure_of(asker: Asker) -> MillstreamError:
+    with pytest.raises(MillstreamError) as caught:
+        await asker.ask()
+    return caught.value
+
+
+def assert_explained(asker: Asker, error: MillstreamError, end: End) -> None:
+    """It is what is expected, tells whom it is about, and is what the run's last event tells."""
+    assert type(error) is end.error, repr(error)
+    assert getattr(error, "deadline", None) == end.deadline
     assert error.partial == end.partial
-    if isinstance(error, DeadlineError):
-        assert error.deadline == ("total" if cut else end.deadline)
-    else:
+    if end.deadline is None:
         assert getattr(error, "status_code", None) == end.status
-    if not (isinstance(error, DeadlineError) and error.deadline == "total"):
+    if end.deadline != "total":
         assert getattr(error, "retry_after", None) == end.told
         assert f"from {asker.host}" in str(error)
-    assert asker.diary.events[-1].kind == type(error).__name__
-    await asker.assert_nothing_left()
+    assert asker.diary.events[-1].kind == type(error).__name__  # type: ignore[attr-defined]
 
 
 def bearable(row: Row, end: End) -> int:
@@ -162,12 +181,12 @@ def bearable(row: Row, end: End) -> int:
 
 @asynccontextmanager
 async def fault_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[FaultServer]:
-    """A server, and after it as many open files as before."""
-    before = open_files()
+    """A server, and after it no more open sockets than before."""
+    before = open_sockets()
     async with FaultServer(tls) as server:
         yield server
-    await anyio.sleep(0.01)  # in which the event loop closes what was aborted
-    assert open_files() <= before
+    await anyio.sleep(0.001)  # in which the event loop closes what was aborted
+    assert open_sockets() <= before
 
 
 async def check(asker: Asker, end: End, failures: float, total: float) -> None:

@@ -23,6 +23,7 @@ from millstream import (
     ServerError,
     StreamInterruptedError,
     TruncatedStreamError,
+    WriteError,
 )
 
 from ..support.fault_server import CLOSE, LAST_CHUNK, RESET, STALL, Fault, Steps, chunk, reply, stream_head
@@ -82,6 +83,9 @@ class Forever:
         return itertools.chain(self.waits[:-1], itertools.repeat(self.waits[-1]))
 
 
+UNPROCESSED = Forever(*BACKOFF)
+NO_CONNECTION = Forever(*BACKOFF, 4.0, 4.0, 6.0, 7.5)
+"""Of an endpoint that has answered before. After five in a row there is a cool-down beside, for all calls."""
 COOL_DOWN = (0.375, 0.75, 1.5, 3.0, 6.0, 7.5)
 """Of a server without room that names no time: half a second, doubled up to ten, three quarters of it."""
 
@@ -144,8 +148,9 @@ def ended(*events: bytes) -> Fault:
     return Fault([stream_head(), *map(chunk, events), LAST_CHUNK])
 
 
-def slowly(data: bytes, every: float) -> Steps:
-    return [step for byte in data for step in (bytes([byte]), every)]
+def slowly(data: bytes, every: float, size: int = 1) -> Steps:
+    """So many bytes at a time, with a pause after each."""
+    return [step for at in range(0, len(data), size) for step in (data[at : at + size], every)]
 
 
 TOKEN = chat_events("fi")[0]
@@ -172,10 +177,9 @@ _garbage = End(ProtocolError, 200, ONCE)
 CONNECTIONS = {
     "refused": Row(Fault(at="listen"), End(ConnectError, None, WRONG_ADDRESS)),
     "no such name": Row(Fault(at="listen"), End(ConnectError, None, WRONG_ADDRESS)),
-    "no answer to connecting": Row(
+    "a full queue of connections": Row(
         Fault(at="listen"), End(DeadlineError, None, WRONG_ADDRESS, lasts=5, deadline="connect")
     ),
-    "reset when connected": Row(Fault([RESET], at="accept"), End(ReadError, None, DROPPED)),
     "closed when connected": Row(Fault([CLOSE], at="accept"), End(ReadError, None, DROPPED)),
 }
 
@@ -186,6 +190,13 @@ TLS = {
         Fault([STALL], at="accept"), End(DeadlineError, None, WRONG_ADDRESS, lasts=5, deadline="connect")
     ),
     "speaks no TLS": Row(Fault([reply("400 Bad Request"), CLOSE], at="accept"), End(ConnectError)),
+}
+
+WRITES = {
+    "reset amid the request": Row(Fault([1.0, RESET], at="accept"), End(WriteError, None, UNPROCESSED, lasts=1)),
+    "a request that is not read": Row(
+        Fault([40.0, RESET], at="accept"), End(DeadlineError, None, UNPROCESSED, lasts=30, deadline="write"), total=150
+    ),
 }
 
 BYTES = {

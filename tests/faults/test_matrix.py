@@ -7,9 +7,25 @@ import math
 import anyio
 import pytest
 
+from ..conftest import EVENT_LOOPS
+from ..support.fault_server import ANSWER, CLOSE, LAST_CHUNK, Fault, chunk, healthy, stream_head
+from ..support.transports import chat_events
 from . import table
-from .support import CLOSE_ENOUGH, MANUAL, WAYS, Asker, bearable, check, end_of, fault_server, rows
-from .table import Row
+from .support import (
+    CLOSE_ENOUGH,
+    MANUAL,
+    WAYS,
+    Asker,
+    assert_explained,
+    bearable,
+    check,
+    end_of,
+    expected_times,
+    failure_of,
+    fault_server,
+    rows,
+)
+from .table import Row, slowly
 
 
 @MANUAL
@@ -24,6 +40,58 @@ async def test_answers(row: Row, way: str) -> None:
 @rows(table.STREAMS)
 async def test_streams(row: Row, way: str) -> None:
     await check_requests(row, way)
+
+
+@MANUAL
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_comes_slowly_is_waited_for(way: str) -> None:
+    async with fault_server() as server:
+        server.listen()
+        server.fail(Fault(lambda streams: slowly(b"".join(healthy(streams)), every=2, size=10)))
+        async with Asker(server, way, f"http://127.0.0.1:{server.port}", 600) as asker:
+            assert await asker.ask() == ANSWER
+            assert len(asker.diary.attempts) == len(server.asked) == 1
+            await asker.assert_nothing_left()
+
+
+@MANUAL
+@pytest.mark.parametrize("way", WAYS[1:])
+@pytest.mark.parametrize("missing", ["the end mark", "the last chunk"])
+async def test_a_stream_that_said_how_it_ended_is_whole(missing: str, way: str) -> None:
+    events = chat_events("fi", "ne", end=True)
+    ends = {"the end mark": [*map(chunk, events[:-1]), LAST_CHUNK], "the last chunk": [*map(chunk, events), CLOSE]}
+    async with fault_server() as server:
+        server.listen()
+        server.fail(Fault([stream_head(), *ends[missing]]))
+        async with Asker(server, way, f"http://127.0.0.1:{server.port}", 50) as asker:
+            assert await asker.ask() == ANSWER
+            assert len(server.asked) == 1
+            await asker.assert_nothing_left()
+
+
+def ends_soon(row: Row) -> bool:
+    """Whether no time passes in it, where chance always gives the least."""
+    return row.end.kind is None and not row.end.lasts and row.end.told is None
+
+
+UVLOOP = pytest.mark.parametrize("anyio_backend", [EVENT_LOOPS["uvloop"]], ids=["uvloop"])
+SOON = {name: row for name, row in {**table.BYTES, **table.ERRORS_IN_200, **table.STATUSES}.items() if ends_soon(row)}
+
+
+@UVLOOP
+@pytest.mark.parametrize("way", WAYS)
+@rows(SOON)
+async def test_uvloop_does_the_same(row: Row, way: str) -> None:
+    """It has no manual clock: what needs no time is asked of it, and times are not."""
+    end = end_of(row, way)
+    async with fault_server() as server:
+        server.listen()
+        server.fail(row.fault)
+        async with Asker(server, way, f"http://127.0.0.1:{server.port}", 50, chance=0.0) as asker:
+            error = await failure_of(asker)
+            assert_explained(asker, error, end)
+            assert error.attempts == len(server.asked) == len(expected_times(end, row.total)[0])
+            await asker.assert_nothing_left()
 
 
 async def check_requests(row: Row, way: str) -> None:

@@ -99,9 +99,7 @@ class FaultServer:
         self.left = 0.0
         self._tls = tls
         self._tasks = anyio.create_task_group()
-        self._listener = socket.socket()
-        self._listener.setblocking(False)
-        self._listener.bind(("127.0.0.1", 0))
+        self._listener = _bound()
         self._fillers: list[socket.socket] = []
         self._peers: set[_Peer] = set()
         self._accepts = False
@@ -128,6 +126,15 @@ class FaultServer:
             self._listener.listen(100)
             self._tasks.start_soon(self._accept)
 
+    def refuse(self) -> None:
+        """Take no more connections, and end those that there are."""
+        port = self.port
+        for each in (self._listener, *(peer.socket for peer in self._peers)):
+            anyio.notify_closing(each)
+            each.close()
+        self._listener = _bound(port)
+        self._accepts = False
+
     def fill_up(self) -> None:
         """Listen without accepting, with a full queue: who connects hears nothing."""
         self._listener.listen(0)
@@ -145,10 +152,14 @@ class FaultServer:
         return self.fault
 
     async def _accept(self) -> None:
+        listener = self._listener
         while True:
-            await anyio.wait_readable(self._listener)
+            try:
+                await anyio.wait_readable(listener)
+            except anyio.ClosedResourceError:
+                return
             with suppress(BlockingIOError, ConnectionError):
-                accepted = self._listener.accept()[0]
+                accepted = listener.accept()[0]
                 accepted.setblocking(False)
                 # Else the system would hold back what is sent in small pieces, in a time that is not that of the test.
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -191,17 +202,27 @@ class FaultServer:
                 each.close()
 
 
+def _bound(port: int = 0) -> socket.socket:
+    """A socket with an address of which nobody hears as yet."""
+    bound = socket.socket()
+    bound.setblocking(False)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)  # who does not read has soon enough of it
+    bound.bind(("127.0.0.1", port))
+    return bound
+
+
 class _Peer:
     """The server's end of one connection."""
 
     def __init__(self, raw: socket.socket) -> None:
-        self._socket = raw
+        self.socket = raw
         self._received = b""
 
     async def secure(self, tls: ssl.SSLContext) -> None:
         """Raises: OSError: the client does not want to."""
-        self._socket = tls.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
-        await self._when_ready(self._socket.do_handshake)  # type: ignore[attr-defined]
+        self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        await self._when_ready(self.socket.do_handshake)  # type: ignore[attr-defined]
 
     async def request(self) -> bytes:
         """The next request, head and body; empty once the client has closed."""
@@ -223,7 +244,7 @@ class _Peer:
             if step is CLOSE:
                 return False
             if step is RESET:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return False
             if step is STALL:
                 while await self._more():
@@ -231,28 +252,28 @@ class _Peer:
             elif isinstance(step, bytes):
                 left = memoryview(step)
                 while left:
-                    left = left[await self._when_ready(self._socket.send, left) :]
+                    left = left[await self._when_ready(self.socket.send, left) :]
                 await _let_the_client_look()
             else:
                 await anyio.sleep(step)
         return True
 
     async def _more(self) -> bool:
-        data: bytes = await self._when_ready(self._socket.recv, 65536)
+        data: bytes = await self._when_ready(self.socket.recv, 65536)
         self._received += data
         return bool(data)
 
     async def _when_ready(self, function: Callable[..., Any], *args: Any) -> Any:
-        writes = function == self._socket.send
+        writes = function == self.socket.send
         while True:
             try:
                 return function(*args)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
                 writes = isinstance(error, ssl.SSLWantWriteError) or (writes and isinstance(error, BlockingIOError))
-            await (anyio.wait_writable if writes else anyio.wait_readable)(self._socket)
+            await (anyio.wait_writable if writes else anyio.wait_readable)(self.socket)
 
     def close(self) -> None:
-        self._socket.close()
+        self.socket.close()
 
 
 async def _let_the_client_look() -> None:
@@ -261,8 +282,11 @@ async def _let_the_client_look() -> None:
         await anyio.lowlevel.checkpoint()
 
 
-def open_files() -> int:
-    """File descriptors of this process; 0 where the system does not tell."""
-    with suppress(OSError):
-        return len(list(Path("/dev/fd").iterdir()))
-    return 0
+def open_sockets() -> int:
+    """Sockets of this process; 0 where the system does not tell."""
+    files = Path("/proc/self/fd")
+    number = 0
+    for file in files.iterdir() if files.is_dir() else ():
+        with suppress(OSError):  # the directory itself was among them
+            number += str(file.readlink()).startswith("socket:")
+    return number
