@@ -1,0 +1,1 @@
+"""The governor against real sockets and a real engine: ``python -m benchmarks.live``."""
