@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,11 +14,13 @@ from urllib.parse import urlsplit
 
 import anyio
 import pytest
+import trio
 
 from millstream import AsyncCaller, DeadlineError, Deadlines, HuggingFaceInference, MillstreamError
 from millstream.callbacks._recording import RecordingCallbackHandler
 
 from ..conftest import manual_socket_backends
+from ..support.clock import ManualLoop
 from ..support.fault_server import ANSWER, FaultServer, open_sockets
 from ..support.quiet import assert_quiet
 from .table import End, Row
@@ -194,3 +198,28 @@ async def check(asker: Asker, end: End, failures: float, total: float) -> None:
         await check_failed(asker, end, total)
     elif failures:
         await check_answered(asker, end, int(failures), total)
+
+
+def resolve_as(resolve: Callable[[str], str]) -> None:
+    """Have the running event loop ask `resolve` for the addresses of names."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        trio.socket.set_custom_hostname_resolver(_TrioResolver(resolve))
+        return
+    assert isinstance(loop, ManualLoop)
+    loop.resolve = resolve
+
+
+class _TrioResolver(trio.abc.HostnameResolver):
+    def __init__(self, resolve: Callable[[str], str]) -> None:
+        self._resolve = resolve
+
+    async def getaddrinfo(
+        self, host: Any, port: Any, family: int = 0, kind: int = 0, proto: int = 0, flags: int = 0
+    ) -> Any:
+        address = self._resolve(host.decode() if isinstance(host, bytes) else host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+        raise NotImplementedError

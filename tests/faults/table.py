@@ -57,7 +57,7 @@ class Row(NamedTuple):
     """Where it is another one for answers that are not streamed on the wire,"""
     stream: End | None = None
     """and for streams, of which somebody may have seen the beginning."""
-    total: float = 50.0
+    total: float = 30.0
     """The deadline of the whole call. Retries that cost nothing end by it."""
 
 
@@ -303,15 +303,11 @@ STATUSES = {
     "503 loading for longer": Row(  # a guess: it is looked at again after a minute
         says("503 Service Unavailable", {**LOADING, "estimated_time": 300.0}),
         End(ModelLoadingError, 503, told_again(60), "loading", told=300),
-        total=200,
+        total=130,
     ),
     "503 loading, no time": Row(
         says("503 Service Unavailable", error_body("Loading model", type="unavailable_error", code=503)),
         End(ModelLoadingError, 503, NO_ROOM, "loading"),
-    ),
-    "503 scaled to zero": Row(
-        says("503 Service Unavailable", {"error": "503 Service Unavailable"}),
-        End(OverloadedError, 503, NO_ROOM, "overload"),
     ),
     "504": Row(says("504 Gateway Timeout"), End(ServerError, 504, COOL_DOWN[:2], "overload")),
     "520": Row(says("520 Web Server Returned an Unknown Error"), End(ServerError, 520, BACKOFF)),
@@ -331,7 +327,7 @@ RATES = {
     "no time": _limited(None),
     "Retry-After": _limited(2, retry_after="2"),
     "Retry-After, a fraction": _limited(1.5, retry_after="1.5"),
-    "Retry-After, long": _limited(30, retry_after="30"),
+    "Retry-After, long": _limited(25, retry_after="25"),
     "Retry-After, a date": _limited(9, retry_after=IN_9_SECONDS, date=DATE),
     "Retry-After, nonsense": _limited(None, retry_after="soon"),
     "Retry-After, negative": _limited(None, retry_after="-1"),

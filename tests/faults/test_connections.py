@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any
 
 import anyio
 import pytest
-import trio
 import trustme
 
 from millstream import CertificateError, ConnectError
 
-from ..support.clock import ManualLoop
 from ..support.fault_server import ANSWER, CLOSE, RESET, Act, Fault
 from . import table
-from .support import MANUAL, WAYS, Asker, bearable, check, fault_server, rows
+from .support import MANUAL, WAYS, Asker, bearable, check, fault_server, resolve_as, rows
 from .table import End, Row
 
 LARGE = 5_000_000
@@ -161,34 +157,10 @@ def name_that_appears(name: str, after: float) -> Callable[[str], str]:
 
     def resolve(host: str) -> str:
         nonlocal left
-        left -= host == name
+        assert host == name
+        left -= 1
         if left < 0:
             return "127.0.0.1"
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     return resolve
-
-
-def resolve_as(resolve: Callable[[str], str]) -> None:
-    """Have the running event loop ask `resolve` for the addresses of names."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        trio.socket.set_custom_hostname_resolver(_TrioResolver(resolve))
-        return
-    assert isinstance(loop, ManualLoop)
-    loop.resolve = lambda host: host if host[0].isdigit() else resolve(host)
-
-
-class _TrioResolver(trio.abc.HostnameResolver):
-    def __init__(self, resolve: Callable[[str], str]) -> None:
-        self._resolve = resolve
-
-    async def getaddrinfo(
-        self, host: Any, port: Any, family: int = 0, kind: int = 0, proto: int = 0, flags: int = 0
-    ) -> Any:
-        address = self._resolve(host.decode() if isinstance(host, bytes) else host)
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))]
-
-    async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
-        raise NotImplementedError

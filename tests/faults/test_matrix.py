@@ -7,6 +7,8 @@ import math
 import anyio
 import pytest
 
+from millstream import ModelLoadingError
+
 from ..conftest import EVENT_LOOPS
 from ..support.fault_server import ANSWER, CLOSE, LAST_CHUNK, Fault, chunk, healthy, stream_head
 from ..support.transports import chat_events
@@ -23,15 +25,27 @@ from .support import (
     expected_times,
     failure_of,
     fault_server,
+    resolve_as,
     rows,
 )
-from .table import Row, slowly
+from .table import End, Row, slowly
+
+HOST = "model.example"
+"""No more is believed of it than of any other host; no name is looked up."""
+DEDICATED = "name.region.endpoints.huggingface.cloud"
 
 
 @MANUAL
 @pytest.mark.parametrize("way", WAYS)
-@rows({**table.BYTES, **table.ERRORS_IN_200, **table.STATUSES, **table.RATES})
+@rows({**table.BYTES, **table.ERRORS_IN_200, **table.STATUSES})
 async def test_answers(row: Row, way: str) -> None:
+    await check_requests(row, way)
+
+
+@MANUAL
+@pytest.mark.parametrize("way", WAYS[:2])
+@rows(table.RATES)
+async def test_rates(row: Row, way: str) -> None:
     await check_requests(row, way)
 
 
@@ -69,6 +83,23 @@ async def test_a_stream_that_said_how_it_ended_is_whole(missing: str, way: str) 
             await asker.assert_nothing_left()
 
 
+@MANUAL
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_dedicated_endpoint_that_is_scaled_to_zero_is_started(way: str) -> None:
+    """A bare 503 is no room anywhere else; here the next request is held until a replica is up."""
+    end = End(ModelLoadingError, 503, table.NO_ROOM, "loading")
+    for failures in (2, math.inf):
+        async with fault_server() as server:
+            server.listen()
+            server.fail(table.says("503 Service Unavailable", {"error": "503 Service Unavailable"}), failures)
+            resolve_as(lambda name: "127.0.0.1")
+            url = f"http://{DEDICATED}:{server.port}"
+            async with Asker(server, way, url, 30, api_key="hf_nobodys", allow_http_key=True) as asker:
+                await check(asker, end, failures, 30)
+                held = [b"x-scale-up-timeout" in asked.received for asked in server.asked]
+                assert held == [False, *[True] * (len(held) - 1)]
+
+
 def ends_soon(row: Row) -> bool:
     """Whether no time passes in it, where chance always gives the least."""
     return row.end.kind is None and not row.end.lasts and row.end.told is None
@@ -99,8 +130,9 @@ async def check_requests(row: Row, way: str) -> None:
     for failures in (bearable(row, end), math.inf):
         async with fault_server() as server:
             server.listen()
+            resolve_as(lambda name: "127.0.0.1")
             server.fail(row.fault, failures)
-            async with Asker(server, way, f"http://127.0.0.1:{server.port}", row.total) as asker:
+            async with Asker(server, way, f"http://{HOST}:{server.port}", row.total) as asker:
                 began = anyio.current_time()
                 await check(asker, end, failures, row.total)
                 # What the caller calls an attempt is what the server has seen, and when.
