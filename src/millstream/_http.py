@@ -173,8 +173,6 @@ class Exchange:
             return ResultSource(await self.ask(prompt, options))
         try:
             source = await self.open(prompt, options)
-            if source.decoder is not None:
-                source.decoder.joins = True
             await source.read_first()
         except StatusError as error:
             if not _refuses_streams(error):
@@ -312,6 +310,7 @@ class HttpChunkSource:
         "_deadlines",
         "_ended",
         "_exchange",
+        "_held",
         "_ready",
         "_receive",
         "_response",
@@ -332,6 +331,7 @@ class HttpChunkSource:
         self._waits_for: DeadlineName = "first_token"
         self._deadline = sent_at + deadlines.first_token if deadlines.first_token is not None else math.inf
         self._ready: Sequence[GenerationChunk] = ()
+        self._held: bytes | None = None  # what came with the first token, which may be wanted joined; None: nothing yet
         self._ended = False
         self._total: tuple[float, float] = (math.inf, math.inf)
         self.decoder: StreamDecoder | None = None
@@ -373,7 +373,7 @@ class HttpChunkSource:
             self._deadline = _clock.monotonic() + self._deadlines.idle
         while not self._ended and decoder.error is None and not decoder.done:
             try:
-                data = await self._receive(min(self._deadline, self._total[0]))
+                data = self._held or await self._receive(min(self._deadline, self._total[0]))
             except DeadlineError as error:
                 is_total = self._total[0] <= self._deadline
                 name, seconds = ("total", self._total[1]) if is_total else (self._waits_for, self._seconds())
@@ -383,6 +383,10 @@ class HttpChunkSource:
             except MillstreamError as error:
                 self._exchange.add_facts(error, self._response)
                 raise
+            if self._held is None:
+                data, self._held = _cut(data)
+            else:
+                self._held = b""
             self._ended = not data
             chunks = decoder.receive_data(data) if data else decoder.receive_eof()
             if chunks:
@@ -423,6 +427,12 @@ def _refuses_streams(error: StatusError) -> bool:
 def _made_of(options: CallOptions) -> tuple[str, ...]:
     """What of a request may be the reason that it can't be streamed."""
     return (*(name for name in _MADE_WHOLE if getattr(options, name)), *sorted(options.extra_body or ()))
+
+
+def _cut(data: bytes) -> tuple[bytes, bytes]:
+    """The first events, which tell the role and the first token; and those that follow."""
+    end = data.find(b"\n\n", data.find(b"\n\n") + 2) + 2
+    return (data[:end], data[end:]) if end > 1 else (data, b"")
 
 
 def _patience(deadlines: Deadlines) -> float:

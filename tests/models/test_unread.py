@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -13,7 +15,6 @@ from millstream import (
     DeadlineError,
     Deadlines,
     GenerationError,
-    HuggingFaceInference,
     ModelLoadingError,
     ProtocolError,
     RateLimitError,
@@ -24,8 +25,9 @@ from millstream import (
 )
 from millstream._clock import monotonic
 from millstream._http import Exchange
-from millstream._origin import Origin
+from millstream._origin import Origin, parse_url
 from millstream._streams import ResultSource, read_rest
+from millstream._transport import PoolTransport
 from millstream._transport._seam import Route
 from millstream._wire import DIALECTS
 from millstream.testing import FakeEndpoint, Fault
@@ -60,6 +62,20 @@ async def test_it_is_opened_with_the_first_chunks_there():
     assert [chunk.text for chunk in first] == ["one"]
     assert (await source.rest(first)).text == "one two"
     assert transport.open_bodies == 0
+
+
+async def test_whoever_reads_gets_a_chunk_for_each_token_though_they_come_at_once():
+    words = [f" {number}" for number in range(20)]
+    transport = ScriptedTransport(Answer.stream([b"".join(chat_events(*words, end=True))], stalls=False))
+    exchange = exchange_at(transport)
+    source = await exchange.open_or_ask(PROMPT, CallOptions())
+    got = []
+    while chunks := await source.receive():
+        got += [chunk.text for chunk in chunks]
+    await source.aclose()
+    assert got == [*words, ""]  # the last is the finish reason
+    source = await exchange.open_or_ask(PROMPT, CallOptions())
+    assert (await source.rest(await source.receive())).text == "".join(words)
 
 
 @pytest.mark.parametrize(
@@ -133,21 +149,34 @@ async def test_limits_that_an_answer_states_are_told():
     assert [(limits.requests_remaining, limits.requests_reset) for limits in told] == [(3, 10)] * 2
 
 
-async def unread(llm: HuggingFaceInference, *, reads: bool = False, **options: Any) -> Any:
-    """The result of a stream of `llm` that nobody reads, or that is read chunk by chunk."""
-    options = {"max_tokens": 12, **options}
-    exchange = (llm._exchanges or await llm._prepare())[0]
-    source = await exchange.open_or_ask(PROMPT, CallOptions(**options))
+PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "text-generation": "/"}
+
+
+@asynccontextmanager
+async def at(url: str, api: str = "chat") -> AsyncIterator[Exchange]:
+    """An exchange over real connections, none of which is in use at the end."""
+    transport = PoolTransport()
+    origin, _ = parse_url(url)
+    route = Route("POST", origin, PATHS[api], [("Content-Type", "application/json")])
+    try:
+        yield Exchange(DIALECTS[api], route, route, transport, model=None)
+        assert transport.statistics().active == 0
+    finally:
+        await transport.aclose()
+
+
+async def unread(exchange: Exchange, *, reads: bool = False, **options: Any) -> Any:
+    """The result of a stream that nobody reads, or that is read chunk by chunk."""
+    source = await exchange.open_or_ask(PROMPT, CallOptions(**{"max_tokens": 12, **options}))
     first = await source.receive()
     return await (read_rest(source, first) if reads else source.rest(first))
 
 
 @pytest.mark.parametrize("coalesce", [True, False])
 @pytest.mark.parametrize("options", [{}, {"logprobs": 2}, {"stop": ["a"]}], ids=str)
-async def test_the_result_is_that_of_reading(model, api, coalesce, options):
-    async with FakeEndpoint(coalesce=coalesce) as endpoint:
-        llm = model(endpoint_url=endpoint.url, api=api)
-        results = [await unread(llm, reads=reads, **options) for reads in (False, True, False)]
+async def test_the_result_is_that_of_reading(api, coalesce, options):
+    async with FakeEndpoint(coalesce=coalesce) as endpoint, at(endpoint.url, api) as exchange:
+        results = [await unread(exchange, reads=reads, **options) for reads in (False, True, False)]
         assert results[0].text
         assert results[0].generations == results[1].generations == results[2].generations
         assert results[0].usage == results[1].usage
@@ -164,14 +193,14 @@ async def test_the_result_is_that_of_reading(model, api, coalesce, options):
     ],
     ids=str,
 )
-async def test_what_goes_wrong_midway_is_raised_as_it_is(model, endpoint, api, fault, expected):
-    llm = model(api=api, max_tokens=50)
-    for reads in (False, True):
-        endpoint.fail(fault)
-        with pytest.raises(expected) as caught:
-            await unread(llm, reads=reads, max_tokens=50)
-        assert caught.value.provider == "127.0.0.1"
-    assert (await unread(llm)).text
+async def test_what_goes_wrong_midway_is_raised_as_it_is(endpoint, api, fault, expected):
+    async with at(endpoint.url, api) as exchange:
+        for reads in (False, True):
+            endpoint.fail(fault)
+            with pytest.raises(expected) as caught:
+                await unread(exchange, reads=reads, max_tokens=50)
+            assert caught.value.provider == "127.0.0.1"
+        assert (await unread(exchange)).text
 
 
 @pytest.mark.parametrize("anyio_backend", manual_backends())
@@ -195,7 +224,7 @@ async def test_deadlines(script, deadline):
     assert transport.open_bodies == 0
 
 
-async def test_only_comments_are_silence(model):
+async def test_only_comments_are_silence():
     """On a real connection, where a comment is a piece as any other."""
 
     async def talk(peer):
@@ -205,20 +234,17 @@ async def test_only_comments_are_silence(model):
             await anyio.sleep(0.01)
             await peer.send(b"8\r\n: ping\n\n\r\n")
 
-    async with serve(talk) as server:
-        llm = model(endpoint_url=server.url, api="chat")
+    async with serve(talk) as server, at(server.url) as exchange:
         with pytest.raises(DeadlineError) as caught:
-            await unread(llm, deadlines=Deadlines(idle=0.1))
+            await unread(exchange, deadlines=Deadlines(idle=0.1))
         assert (caught.value.deadline, caught.value.seconds) == ("idle", 0.1)
 
 
-async def test_cancellation_closes_the_connection(model):
-    async with FakeEndpoint(faults=[Fault.stall(after_events=2)]) as endpoint:
-        llm = model(endpoint_url=endpoint.url, api="chat")
+async def test_cancellation_closes_the_connection():
+    async with FakeEndpoint(faults=[Fault.stall(after_events=2)]) as endpoint, at(endpoint.url) as exchange:
         with anyio.move_on_after(0.05):
-            await unread(llm)
+            await unread(exchange)
         await endpoint.wait_for(lambda: endpoint.in_flight == 0)
-        assert llm._transport.statistics().open == 0
 
 
 STARTING = Answer.json({"error": "503 Service Unavailable"}, 503)
