@@ -70,7 +70,7 @@ def test_the_first_program_with_the_embedded_model(tmp_path):
 PRINTED = {
     "Many-prompts": r"\['Two words'.*1 Two words.*Two",
     "Streams": r"^One, two, 3\nlength 8\n$",
-    "Limits,-retries,-deadlines": r"Two words\nCallerStatistics",
+    "How-many-at-a-time,-limits,-retries,-deadlines": r"Two words\nCallerStatistics",
     "Events-and-cache": r"Usage\(",
     "A-model-of-your-own": r"text='Hello'.*text='world'",
     "Testing-without-a-server": r"It is the light\.\n2\n",
