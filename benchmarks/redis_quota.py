@@ -83,6 +83,7 @@ async def work(url: str, row: Row, index: int, begin: float) -> None:
     count = 0
     end = begin + row.seconds
     async with RedisLimiter(url, requests_per_minute=limit, period=row.period, key=key) as limiter:
+        await limiter.wait()  # connects
         await asyncio.sleep(begin - time.monotonic())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(end - time.monotonic()):

@@ -93,7 +93,7 @@ async def take_until(limiter: RedisLimiter, uses: Uses, end: float, *, chance: r
 async def test_the_limit_holds_in_every_window_whatever_the_timing(server: Server, key: str):
     uses, chance = Uses(), random.Random(len(key))
     limiters = [RedisLimiter(server.url, requests_per_minute=12000, period=0.3, key=key) for _ in range(5)]
-    end = anyio.current_time() + 0.95
+    end = anyio.current_time() + 0.7
     async with anyio.create_task_group() as tasks:
         for limiter in limiters:
             tasks.start_soon(lambda each: take_until(each, uses, end, chance=chance), limiter)
@@ -101,7 +101,7 @@ async def test_the_limit_holds_in_every_window_whatever_the_timing(server: Serve
         assert not limiter.degraded
         await limiter.aclose()
     assert uses.most_within(0.3) <= 60
-    assert len(uses.times) >= 100
+    assert len(uses.times) > 60
 
 
 @once
@@ -132,10 +132,10 @@ async def test_a_lease_is_used_without_the_server_and_what_is_left_goes_back(ser
         async with RedisLimiter(server.url, requests_per_minute=6000, key=key) as limiter:
             for _ in range(40):
                 await limiter.acquire()
-            calls = int(server.hash(key, "members").popitem()[1].split()[6])
+            calls = int(server.hash(key, "members").popitem()[1].split()[5])
             assert calls < 12
             assert limiter.acquire_nowait() is not None
-            assert int(server.hash(key, "members").popitem()[1].split()[6]) == calls
+            assert int(server.hash(key, "members").popitem()[1].split()[5]) == calls
         await other.wait()
         assert other.processes == 1  # the other one has left
         assert counted(server, key) == 41 + 1
@@ -151,6 +151,7 @@ async def test_a_lease_that_nobody_uses_ends(server: Server, key: str):
                 await limiter.acquire()
 
 
+@once
 async def test_first_come_first_served_in_one_process(server: Server, key: str):
     order: list[int] = []
     async with RedisLimiter(server.url, requests_per_minute=1200, period=0.25, key=key) as limiter:
@@ -165,6 +166,7 @@ async def test_first_come_first_served_in_one_process(server: Server, key: str):
     assert order == list(range(8))
 
 
+@once
 async def test_tokens_are_reserved_and_settled(server: Server, key: str):
     async with (
         RedisLimiter(server.url, tokens_per_minute=10_000, period=6, key=key) as limiter,
@@ -213,6 +215,7 @@ async def test_a_request_that_was_not_sent_counts_nowhere(server: Server, key: s
         assert scope.cancelled_caught
 
 
+@once
 async def test_a_refusal_that_one_has_seen_stops_all(server: Server, key: str):
     async with (
         RedisLimiter(server.url, requests_per_minute=6000, key=key) as limiter,
@@ -340,19 +343,14 @@ async def test_what_was_given_back_is_not_in_a_recount(server: Server, key: str)
 
 @once
 async def test_a_large_request_is_not_overtaken_for_ever(server: Server, key: str):
-    small, large = (RedisLimiter(server.url, requests_per_minute=2400, period=0.5, key=key) for _ in range(2))
-    uses, got_it = Uses(), anyio.Event()
-
-    async def want_much() -> None:
-        await anyio.sleep(0.1)
-        await large.acquire(18)
-        got_it.set()
-
+    small, large = (RedisLimiter(server.url, requests_per_minute=40_000, period=0.5, key=key) for _ in range(2))
+    for _ in range(50):  # so that what comes up again comes up bit by bit
+        await small.acquire(6)
+        await anyio.sleep(0.01)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(take_until, small, uses, anyio.current_time() + 3)
-        tasks.start_soon(want_much)
-        with anyio.fail_after(2.5):
-            await got_it.wait()
+        tasks.start_soon(take_until, small, Uses(), anyio.current_time() + 3)
+        with anyio.fail_after(1.2):
+            await large.acquire(200)
         tasks.cancel_scope.cancel()
     await small.aclose()
     await large.aclose()

@@ -169,7 +169,7 @@ end
 
 local epoch = s[1]
 if not epoch then epoch = text(now) .. '-' .. id end
-local me = {due = 0, back = 0, held = 0, r = 0, t = 0, number = 0}
+local me = {due = 0, back = 0, r = 0, t = 0, number = 0}
 
 local function answer(status, r, t, b, wait, live)
   if push > 0 then pushed = math.max(pushed, now + push) end
@@ -181,8 +181,8 @@ local function answer(status, r, t, b, wait, live)
   if mode == 'bye' then
     redis.call('HDEL', M, id)
   elseif status >= 0 then
-    redis.call('HSET', M, id, string.format('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.17g',
-      now, me.due, me.back, me.held, me.r, me.t, me.number, me.v))
+    redis.call('HSET', M, id, string.format('%.0f %.0f %.0f %.0f %.0f %.0f %.17g',
+      now, me.due, me.back, me.r, me.t, me.number, me.v))
   end
   local keep = text(FORGET / 500 + math.max(0, pushed - now) / 1000 + (R.period + T.period) / 1000)
   redis.call('PEXPIRE', K, keep)
@@ -208,14 +208,13 @@ if known_epoch ~= '-' and known_epoch ~= epoch then
 end
 
 local function member(row)
-  local seen, due, back, held, r, t, number, v =
-    string.match(row, '(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
-  return {seen = tonumber(seen), due = tonumber(due), back = tonumber(back), held = tonumber(held), r = tonumber(r),
-          t = tonumber(t), number = tonumber(number), v = tonumber(v)}
+  local seen, due, back, r, t, number, v = string.match(row, '(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
+  return {seen = tonumber(seen), due = tonumber(due), back = tonumber(back), r = tonumber(r), t = tonumber(t),
+          number = tonumber(number), v = tonumber(v)}
 end
-local mine, live, active, waiting, wanting = redis.call('HGET', M, id), 1, 1, {}, {}
+local mine, live, active, wanting = redis.call('HGET', M, id), 1, 1, {}
 if mine then me = member(mine) end
-me.v = me.v or V
+me.v = me.v or 0
 
 if number > me.number then
   me.number = number
@@ -255,7 +254,7 @@ for i = 1, #rows, 2 do
     else
       live = live + 1
       local waits = other.due > 0 and now < other.due + GRACE
-      if waits then waiting[#waiting + 1] = other end
+      if not waits then other.due = 0 end
       if waits or now < other.back then wanting[#wanting + 1] = other end
       if waits or now - other.seen < 2 * valid then active = active + 1 end
     end
@@ -278,28 +277,18 @@ for _, d in ipairs(D) do
     d.want = math.max(d.need, d.ask)
   end
 end
-local step = part(R.want, T.want)
 
--- Fair: whoever got less goes first, and what a process did not ask for it has saved up to half a share of a window.
--- Who got more while others want their share is held up a moment after each lease: it goes on at twice the pace of the
--- whole quota, so that nothing is left over if the others don't want it after all.
-me.v = math.max(me.v, V - math.max(4 * step, 0.5 / active))
-local longest = math.max(R.limit > 0 and R.period or 0, T.limit > 0 and T.period or 0)
-local pause = math.min(250000, longest * step / 2)
-if pause >= 1000 then
-  local ahead = false
-  for _, other in ipairs(wanting) do ahead = ahead or other.v < me.v - step end
-  if ahead and (me.held == 0 or now < me.held) then
-    if me.held == 0 then me.held = now + pause end
-    me.due = 0
-    me.back = me.held + GRACE
-    return answer(0, 0, 0, now, me.held - now, live)
-  end
-end
-local before = {r = 0, t = 0}
-for _, other in ipairs(waiting) do
+-- Fair: who got more leaves to those who got less, and want their share, what they lack of as much. What a process did
+-- not ask for it has saved, up to its share of one window.
+me.v = math.max(me.v, V - 1 / active)
+local before, look, both = {r = 0, t = 0}, valid, R.limit > 0 and T.limit > 0 and 2 or 1
+for _, other in ipairs(wanting) do
   if other.v < me.v or (other.v == me.v and other.id < id) then
-    before.r, before.t = before.r + other.r, before.t + other.t
+    local lacks = math.min(me.v - other.v, 1 / active) / both
+    local waits = other.due > 0
+    before.r = before.r + math.max(waits and other.r or 0, math.floor(lacks * R.limit))
+    before.t = before.t + math.max(waits and other.t or 0, math.floor(lacks * T.limit))
+    look = math.min(look, math.max(1000, math.max(other.back, waits and other.due + GRACE or 0) - now))
   end
 end
 
@@ -330,13 +319,15 @@ for _, d in ipairs(D) do
   end
 end
 if wait > 0 then
+  wait = math.min(wait, look)
   me.due = now + wait
   return answer(0, 0, 0, now, wait, live)
 end
-step = part(R.want, T.want)
-me.due, me.held, me.v = 0, 0, me.v + step
+local step = part(R.want, T.want)
+me.due, me.v = 0, me.v + step
 -- Who wants its whole share is back before so much of it has come up again.
-me.back = now + math.min(2000000, math.max(200000, step * longest * active))
+local longest = math.max(R.limit > 0 and R.period or 0, T.limit > 0 and T.period or 0)
+me.back = now + math.min(2000000, math.max(valid / 5, step * longest * active))
 V = math.max(V, me.v)
 for _, d in ipairs(D) do
   if d.limit > 0 then put(d, math.floor((now + valid) / d.w), d.want) end
