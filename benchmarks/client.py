@@ -59,6 +59,10 @@ class Client:
     async def generate(self, prompts: Sequence[str]) -> Answers:
         return await spread(self.ask, prompts, self.concurrency)
 
+    async def unread(self, prompts: Sequence[str]) -> Answers:
+        """As `generate`, but the answers are streamed, though nobody reads them before they are whole."""
+        return await self.stream(prompts)
+
     async def stream(self, prompts: Sequence[str]) -> Answers:
         return await spread(self.read, prompts, self.concurrency)
 

@@ -37,7 +37,7 @@ async def measure(client: Client, scenario: Scenario, seconds: float) -> dict[st
     """Run a scenario and give its figures."""
     if scenario.kind == "hold":
         return await _measure_memory(client, scenario)
-    ask = client.generate if scenario.kind == "generate" else client.stream
+    ask = {"generate": client.generate, "unread": client.unread, "stream": client.stream}[scenario.kind]
     expected = ANSWER_TEXT if scenario.kind == "generate" else STREAM_TEXT
     _check(await ask(prompts_of(scenario.warm_up)), expected, scenario.warm_up)
     return await _measure_time(ask, scenario, expected, seconds)

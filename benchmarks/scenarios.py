@@ -7,7 +7,7 @@ from typing import Literal
 
 from .answers import TOKENS
 
-Kind = Literal["generate", "stream", "hold", "import"]
+Kind = Literal["generate", "unread", "stream", "hold", "import"]
 
 DEFAULT_CLIENTS = ("floor", "aiohttp_loop", "millstream_llm")
 
@@ -56,8 +56,23 @@ def _stream(behaviour: str, concurrency: int, batch: int, what: str) -> Scenario
     )
 
 
+def _unread(behaviour: str, batch: int, what: str) -> Scenario:
+    return Scenario(
+        f"unread-{behaviour}-64",
+        f"`generate`, streamed beneath (64 tokens, {what}), 64 in flight",
+        "unread",
+        "request",
+        behaviour=behaviour,
+        concurrency=64,
+        batch=batch,
+        warm_up=128,
+    )
+
+
 SCENARIOS = (
     *(_generate(concurrency) for concurrency in (1, 64, 256, 1024)),
+    _unread("coalesced", 512, "in one write"),
+    _unread("spaced", 128, "2 ms apart"),
     _stream("coalesced", 1, 50, "in one write"),
     _stream("coalesced", 64, 256, "in one write"),
     _stream("spaced", 1, 2, "2 ms apart"),

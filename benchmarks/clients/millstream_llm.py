@@ -33,7 +33,12 @@ class Bench(Client):
 
     async def __aenter__(self) -> Self:
         self._handler = _Latencies()
-        self._llm = HuggingFaceInference(
+        self._llm = self._model()
+        self._streamed = self._model(streaming=True)
+        return self
+
+    def _model(self, *, streaming: bool | None = None) -> HuggingFaceInference:
+        return HuggingFaceInference(
             endpoint_url=self.url,
             api="chat",
             temperature=0.7,
@@ -41,17 +46,24 @@ class Bench(Client):
             max_concurrency=self.concurrency,
             requests_per_minute=1e9,
             callbacks=[self._handler],
+            streaming=streaming,
         )
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._llm.aclose()
+        await self._streamed.aclose()
 
     async def generate(self, prompts: Sequence[str]) -> Answers:
+        return await self._generate(self._llm, prompts)
+
+    async def unread(self, prompts: Sequence[str]) -> Answers:
+        return await self._generate(self._streamed, prompts)
+
+    async def _generate(self, llm: HuggingFaceInference, prompts: Sequence[str]) -> Answers:
         self._handler.seconds = []
-        result = await self._llm.generate(prompts)
+        result = await llm.generate(prompts)
         return Answers(result.texts, self._handler.seconds)
 
     async def read(self, prompt: str) -> str:
