@@ -38,7 +38,7 @@ class Permit:
     it; any other is counted as served at once.
     """
 
-    __slots__ = ("_admission", "_held", "_reservation", "_waiting", "lane", "lanes", "sent_at", "window")
+    __slots__ = ("_admission", "_held", "_reservation", "_waiting", "lane", "lanes", "sent_at", "served", "window")
 
     def __init__(
         self,
@@ -60,11 +60,14 @@ class Permit:
         self.lane = lane
         """and the one that is meant."""
         self.sent_at = now
+        self.served = False
+        """Whether its first token came: then the endpoint has worked for it, however it ends."""
 
     def first_token(self) -> None:
         """Its first token came. The second time does nothing."""
         if self._waiting and self._held:
             self._waiting = False
+            self.served = True
             now = self._admission.now()
             self.window.first_token(now, now - self.sent_at)
             self._admission.look(self, now)

@@ -6,6 +6,8 @@ import copy
 import math
 from collections.abc import Callable
 
+import msgspec
+
 from millstream import _clock
 from millstream._admission import Admission, Lanes, Permit, others
 from millstream._backoff import NO_CONNECTION, WRONG_ADDRESS, RetryBudget, RetrySchedule, Verdict, classify, retry_after
@@ -127,6 +129,8 @@ class Retrying:
             verdict = verdict if permit.lane in self._reached else WRONG_ADDRESS
         else:
             self._reached.add(permit.lane)
+        if permit.served and not verdict.counted:
+            verdict = msgspec.structs.replace(verdict, counted=True)  # whatever it says: it has begun to answer
         elsewhere: Lanes = ()
         if len(call.options.lanes) > 1:
             if verdict.elsewhere:

@@ -14,7 +14,7 @@ import pytest
 
 from millstream import _clock
 from millstream import _errors as errors
-from millstream._caller import AsyncCaller, CallerOptions
+from millstream._caller import AsyncCaller, CallerOptions, Permit
 from millstream._config import Deadlines, RetryPolicy
 from millstream._control import WindowChange
 from millstream.limiters import LocalLimiter
@@ -435,6 +435,25 @@ async def test_the_observer_is_told_attempts_and_retries_in_order():
     await caller_of().call_with_options(CallerOptions(observer=recorder), Script(server_error(), rate_limit(2), "text"))
     told = [1, (1, 0.25, errors.ServerError), 2, ("", "rate"), (2, 2.5, errors.RateLimitError), 3]
     assert recorder.told == told
+
+
+@manual
+async def test_what_fails_after_its_first_token_was_paid_for_whatever_the_error_says():
+    caller = caller_of(max_retries=2)
+    attempts = 0
+    begun: list[Permit] = []
+
+    async def refuse_midway() -> None:
+        nonlocal attempts
+        attempts += 1
+        begun[-1].first_token()
+        raise errors.OverloadedError("no room", status_code=503)
+
+    with pytest.raises(errors.OverloadedError):
+        await caller.call_with_options(CallerOptions(signals=True, begin=begun.append), refuse_midway)
+    assert attempts == 3
+    assert caller.statistics().retry_budget == 98
+    assert_quiet(caller)
 
 
 @manual
