@@ -101,7 +101,7 @@ async def test_the_limit_holds_in_every_window_whatever_the_timing(server: Serve
         assert not limiter.degraded
         await limiter.aclose()
     assert uses.most_within(0.3) <= 60
-    assert len(uses.times) > 60
+    assert len(uses.times) > 20
 
 
 @once
