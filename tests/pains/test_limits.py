@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from millstream import LLM, AsyncCaller, Deadlines, HuggingFaceInference, UnknownOptionError
+from millstream.limiters import LocalLimiter
 
 from .support import DONE, MANUAL_CLOCK, URL, chat, event, model_at, prompt_of, refusal, stream_of
 
@@ -37,7 +38,7 @@ began: list[float] = []
 
 
 @pytest.mark.parametrize(**MANUAL_CLOCK)
-@pytest.mark.parametrize("how", ["own", "shared", "subclass"])
+@pytest.mark.parametrize("how", ["own", "caller", "limiter", "subclass"])
 async def test_the_limit_holds_however_it_is_given(how):
     """Pain 7: the rate limiter is silently ignored."""
 
@@ -50,7 +51,11 @@ async def test_the_limit_holds_however_it_is_given(how):
         await Own(**limits).generate(["x"] * 7)
         times = began
     else:
-        given = limits if how == "own" else {"caller": AsyncCaller(**limits)}
+        given = {
+            "own": limits,
+            "caller": {"caller": AsyncCaller(**limits)},
+            "limiter": {"caller": AsyncCaller(limiter=LocalLimiter(**limits))},
+        }[how]
         llm, transport = model_at(answer, **given)
         await llm.call("x")
         await llm.generate(["x"] * 5)
@@ -66,8 +71,9 @@ def most_in_a_minute(uses: list[tuple[float, float]]) -> float:
 
 
 @pytest.mark.parametrize(**MANUAL_CLOCK)
+@pytest.mark.parametrize("concurrency", ["auto", 30])
 @pytest.mark.parametrize("how", ["map", "stream_many", "calls"])
-async def test_both_limits_hold_over_any_minute(how):
+async def test_both_limits_hold_over_any_minute(how, concurrency):
     """Pain 20: tokens and requests a minute are not respected under concurrency."""
     sizes = [(7 * number) % 90 + 10 for number in range(150)]  # output tokens, up to 99
     used: list[tuple[float, float]] = []
@@ -83,9 +89,8 @@ async def test_both_limits_hold_over_any_minute(how):
         usage = b'data: {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": %d}}\n\n' % sizes[index]
         return stream_of(event("x"), 1.0, event("", finish="stop"), usage, DONE)
 
-    llm, transport = model_at(
-        answer, max_concurrency=30, requests_per_minute=40, tokens_per_minute=1500, max_tokens=100, deadlines=FOREVER
-    )
+    limits = {"requests_per_minute": 40, "tokens_per_minute": 1500}
+    llm, transport = model_at(answer, max_concurrency=concurrency, max_tokens=100, deadlines=FOREVER, **limits)
     prompts = [str(number) for number in range(150)]
     if how == "calls":
         async with anyio.create_task_group() as tasks:
@@ -101,7 +106,8 @@ async def test_both_limits_hold_over_any_minute(how):
     assert most_in_a_minute([(time, 1) for time, _ in used]) <= 40
     tokens = most_in_a_minute(used)
     assert 1000 < tokens <= 1500
-    assert transport.most_in_flight <= 30
+    if concurrency != "auto":
+        assert transport.most_in_flight <= concurrency
 
 
 @pytest.mark.parametrize(**MANUAL_CLOCK)
@@ -129,13 +135,33 @@ async def ask(llm, prompt, max_tokens):
 
 
 @pytest.mark.parametrize(**MANUAL_CLOCK)
+async def test_one_limit_for_several_models():
+    """Pain 20: each client counts for itself, and together they pass the quota."""
+
+    async def answer(number, body):
+        await anyio.sleep(0.3)
+        return chat()
+
+    limiter = LocalLimiter(requests_per_minute=20)
+    models = [model_at(answer, caller=AsyncCaller(limiter=limiter), deadlines=FOREVER) for _ in range(3)]
+    async with anyio.create_task_group() as tasks:
+        for llm, _ in models:
+            for _ in range(30):
+                tasks.start_soon(llm.call, "x")
+    times = sorted(time for _, transport in models for time in transport.began)
+    assert len(times) == 90
+    assert most_in_a_minute([(time, 1) for time in times]) == 20
+    assert times[-1] - times[0] == pytest.approx(4 * 60, abs=1)
+
+
+@pytest.mark.parametrize(**MANUAL_CLOCK)
 async def test_failed_attempts_count_too():
     """Pain 20: retries are sent past the limit."""
 
     async def answer(number, body):
         return refusal(500) if number % 2 else chat()
 
-    llm, transport = model_at(answer, requests_per_minute=10, max_concurrency=20, deadlines=FOREVER)
+    llm, transport = model_at(answer, requests_per_minute=10, max_concurrency=20, max_retries=30, deadlines=FOREVER)
     async with llm.map(["x"] * 40) as outcomes:
         assert all([outcome.ok async for outcome in outcomes])
     assert len(transport.began) > 60
