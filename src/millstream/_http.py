@@ -258,10 +258,16 @@ class Exchange:
         if self._waking and 200 <= response.status < 300:
             self._waking = False
         if self._on_limits is not None and any(b"ratelimit" in name for name, _ in response.headers):
-            limits = _headers.stated_limits(response.headers, now=_clock.wall_time())
-            if limits is not None:
-                self._on_limits(limits)
+            self._tell_limits(self._on_limits, response)
         return response
+
+    @staticmethod
+    def _tell_limits(tell: Callable[[StatedLimits], None], response: Response) -> None:
+        if response.header(b"retry-after") is not None:
+            return  # comes first: what the answer says of its limits would only make the wait longer
+        limits = _headers.stated_limits(response.headers, now=_clock.wall_time())
+        if limits is not None:
+            tell(limits)
 
     def _decode_whole(
         self, response: Response, body: bytes, prompt: BasePromptValue, options: CallOptions

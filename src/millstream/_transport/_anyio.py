@@ -190,12 +190,20 @@ class AnyioConnection:
 
     async def _receive_answer(self, *, whole: bool) -> None:
         parser = self.parser
+        until = math.inf  # for a head there is one bound, however slowly its bytes come
         while not (parser.complete or (parser.head_complete and not whole)):
-            await self._receive_more(math.inf)
+            if until == math.inf and not whole and self._read_seconds is not None and self._is_reading:
+                until = monotonic() + self._read_seconds
+            await self._receive_more(until)
+
+    @property
+    def _is_reading(self) -> bool:
+        """Whether all is sent, and the read timeout has begun."""
+        return self._sent or self._send_failure is not None
 
     async def _receive_more(self, deadline: float) -> None:
         """Wait for bytes, until `deadline` and no longer than the read timeout (which begins when all is sent)."""
-        seconds = self._read_seconds if self._sent or self._send_failure is not None else None
+        seconds = self._read_seconds if self._is_reading else None
         own = math.inf if seconds is None else monotonic() + seconds
         data = b""
         try:

@@ -39,26 +39,19 @@ _MEMORY_SECONDS = 300.0
 """The server keeps its counts for longer. Who was away for so long has nothing to tell them."""
 
 
-def limiter_key(endpoint_url: str, credential: Secret | str | None = None) -> str:
-    """A name for the quota that one credential has at one endpoint, the same in every process.
+def limiter_key(endpoint_url: str, api_key: str | None = None) -> str:
+    """A name for the quota that one key has at one endpoint, the same in every process.
 
     Args:
         endpoint_url: where the requests go; a query is left out of the name.
-        credential: a `Secret`, of which only the fingerprint is in the name, or such a fingerprint itself
-            (`Secret.fingerprint()`); None: no credential.
+        api_key: the key, of which only a hash is in the name; None: none is sent.
 
     Raises:
-        OptionValueError: the URL is none, or the text is no fingerprint; a key itself is refused, whatever it is.
+        OptionValueError: the URL is none, or the key can't be one.
     """
     origin, path = parse_url(endpoint_url)
-    if isinstance(credential, Secret):
-        credential = credential.fingerprint()
-    elif credential is not None and not (8 <= len(credential) <= 64 and set(credential) <= set("0123456789abcdef")):
-        raise OptionValueError(
-            "the credential of a limiter's key is a Secret or its fingerprint() (hexadecimal digits), "
-            "never the key itself: names are no place for it"
-        )
-    return f"{origin}{path.partition('?')[0].rstrip('/')}#{credential or 'nobody'}"
+    who = "nobody" if api_key is None else Secret(api_key).fingerprint()
+    return f"{origin}{path.partition('?')[0].rstrip('/')}#{who}"
 
 
 _limiters: WeakSet[RedisLimiter] = WeakSet()
@@ -123,7 +116,7 @@ class RedisLimiter(Limiter):
         check_int("processes", processes, low=1, optional=False)
         check_number("period", period, low=0.1, high=3600.0)
         if not key or not isinstance(key, str):
-            raise OptionTypeError("key is a text that names the quota, such as limiter_key(endpoint_url, credential)")
+            raise OptionTypeError("key is a text that names the quota, such as limiter_key(endpoint_url, api_key)")
         self.requests_per_minute = requests_per_minute
         self.tokens_per_minute = tokens_per_minute
         self.period = period
