@@ -121,7 +121,7 @@ class Pacer:
     def hold_until(self, moment: float) -> None:
         """After a cool-down they leave one by one, not with what has filled up meanwhile."""
         if self.rate is not None and moment > self._at:
-            self._tokens = min(self._tokens, 1.0)
+            self._tokens = min(self._tokens + (moment - self._at) * self.rate, 1.0)
             self._at = moment
 
     def rejected(self, now: float, retry_after: float | None, accepted: int, *, again: bool) -> None:
