@@ -247,10 +247,9 @@ ERRORS_IN_200 = {
     ),
     "no room, later": Row(
         in_200({"error": "Model is overloaded", "error_type": "overloaded"}, TOKEN),
-        End(OverloadedError, 429, Forever(COOL_DOWN[0]), "overload"),
+        End(OverloadedError, 429, COOL_DOWN[:1] * 6, "overload"),  # it had begun to answer: that counts
         plain=End(OverloadedError, 429, NO_ROOM, "overload"),
         stream=End(OverloadedError, 429, partial="fi"),
-        total=5,
     ),
     "generation failed": Row(
         in_200({"error": "Request failed during generation: oom", "error_type": "generation"}),
