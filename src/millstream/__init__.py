@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._huggingface import HuggingFaceInference, HuggingFaceParams
 from millstream._language_model import BaseLanguageModel, TokenCount
 from millstream._llm import LLM, BaseLLM, BaseLLMParams
+from millstream._site import Endpoint
 from millstream._streams import LLMStream
 
 # Results and prompts
@@ -143,6 +144,7 @@ __all__ = [
     "DeadlineError",
     "Deadlines",
     "DeserializationError",
+    "Endpoint",
     "FinishReason",
     "Generation",
     "GenerationChunk",

@@ -207,6 +207,7 @@ _WORDS_OF_OTHERS = {
     "token": "api_key",
     "stop": "stop_sequences",
     "base_url": "endpoint_url",
+    "endpoint": "endpoint_url",
     "max_new_tokens": "max_tokens",
     "max_completion_tokens": "max_tokens",
 }

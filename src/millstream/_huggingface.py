@@ -4,43 +4,36 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import msgspec
 
-from millstream import _clock, _config
+from millstream import _config
+from millstream._calls import CallerOptions
 from millstream._config import CallOptions, CallOverrides, Deadlines, check_bool, refuse_unknown
 from millstream._errors import (
-    AuthenticationError,
-    BadRequestError,
-    ClosedError,
     DeserializationError,
-    MissingKeyError,
-    ModelNotFoundError,
-    NotFoundError,
     OptionTypeError,
     OptionValueError,
-    StatusError,
     UntrustedEndpointError,
     UsageError,
 )
-from millstream._http import Exchange
 from millstream._language_model import TokenCount
 from millstream._llm import BaseLLM, BaseLLMParams
 from millstream._origin import parse_url
 from millstream._prompts import BasePromptValue
 from millstream._results import LLMResult
-from millstream._routes import APIS, ROUTER, Api, RouteSpec, check_model, routes_for, sibling_path
+from millstream._routes import Api, check_model
 from millstream._secret import Secret
+from millstream._site import DEFAULT_MODEL, LOCAL, Access, Endpoint, Site, sites_by_lane
 from millstream._streams import ChunkSource
 from millstream._tokens import TokenCounter
-from millstream._transport._seam import Request, Route, Timeouts, Transport
-from millstream._transport.choice import choose_transport, is_transport
+from millstream._transport._seam import Transport
+from millstream._transport.choice import is_transport
 from millstream._version import __version__
-from millstream._wire import DIALECTS
-from millstream._wire.errors import ROUTE_NOT_FOUND, decode_error
+from millstream.caches import SingleFlight
 from millstream.callbacks import CallbackManagerForLLMRun
 
 if TYPE_CHECKING:
@@ -48,10 +41,11 @@ if TYPE_CHECKING:
 
 __all__ = ["HuggingFaceInference", "HuggingFaceParams"]
 
-T = TypeVar("T")
+ANY: Final = "any"
+_POLICIES = (ANY, "fastest", "cheapest", "preferred")
 
-DEFAULT_MODEL: Final = "gpt2"
-LOCAL: Final = "local"
+_lane: ContextVar[str] = ContextVar("millstream_lane", default="")
+"""Of the attempt that a task makes: a subclass's `_generate` knows nothing of lanes, and asks ours."""
 
 
 class HuggingFaceParams(BaseLLMParams, CallOverrides, total=False):
@@ -60,9 +54,13 @@ class HuggingFaceParams(BaseLLMParams, CallOverrides, total=False):
     endpoint_url: str | None
     """The server: its base URL, its ``/v1``, or one route's whole URL; ``"local"`` for the embedded model; None for
     ``MILLSTREAM_ENDPOINT_URL`` if that is set, else Hugging Face's Inference Providers."""
-    provider: str | None
-    """Who of the Inference Providers is to serve (``"groq"``), or a policy (``"fastest"``, ``"cheapest"``); None: the
-    user's own order."""
+    endpoints: Sequence[str | Endpoint] | None
+    """Several servers of the same, in place of `endpoint_url`: each URL, or an `Endpoint` with what is its own. A call
+    goes where there is most room, and where one fails, to another; `api_key` goes to all that have no key of theirs."""
+    provider: str | Sequence[str] | None
+    """Who of the Inference Providers is to serve (``"groq"``), or a policy (``"fastest"``, ``"cheapest"``); several
+    (``["groq", "together"]``) or ``"any"`` (all that serve the model, as the router lists them at the first call): a
+    call goes where there is most room, and where one fails, to another. None: the user's own order."""
     api: Api
     """The dialect; ``"auto"`` (the default) takes the first that the server has: chat, completions, text-generation."""
     api_key: str | None
@@ -92,7 +90,7 @@ class HuggingFaceParams(BaseLLMParams, CallOverrides, total=False):
 _SAMPLING = tuple(name for name in CallOptions.__struct_fields__ if name not in ("stop", "deadlines"))
 _BASE = tuple(BaseLLMParams.__annotations__)
 _FIELDS = ("model", *HuggingFaceParams.__annotations__, *_BASE, *_SAMPLING)
-_IDENTIFYING = ("model", "endpoint_url", "provider", "api", "bill_to", "stop_sequences", *_SAMPLING)
+_IDENTIFYING = ("model", "endpoint_url", "endpoints", "provider", "api", "bill_to", "stop_sequences", *_SAMPLING)
 _JS_NAMES = {"maxTokens": "max_tokens", "topP": "top_p", "topK": "top_k", "frequencyPenalty": "frequency_penalty"}
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _UNPICKLED = ("headers", "callbacks", "cache", "caller", "transport", "http_client")
@@ -125,8 +123,9 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         self._named_model = model
         self.model = DEFAULT_MODEL if model is None else model
         check_model(self.model)
-        self.endpoint_url = _endpoint(given.get("endpoint_url"))
-        self.provider: str | None = given.get("provider")
+        self.endpoints = _endpoints(given.get("endpoints"), given)
+        self.endpoint_url = None if self.endpoints else _endpoint(given.get("endpoint_url"))
+        self.provider = _provider(given.get("provider"), self._params, self.endpoint_url)
         self.api: Api = given.get("api", "auto")
         self.options = CallOptions(
             stop=given.get("stop_sequences"),
@@ -136,12 +135,14 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         self._streaming: bool | None = given.get("streaming")
         if self._streaming is not None:
             check_bool("streaming", self._streaming)
-        self._implicit_key = True
-        self._routes = self._check_routes()
-        self._headers = _headers(given.get("headers"), given.get("bill_to"))
+        headers = _headers(given.get("headers"), given.get("bill_to"))
         _check_ways({**given, "proxy": self._proxy})
-        self._transport: Transport | None = None
-        self._exchanges: list[Exchange] = []
+        self._access = Access(headers, self._key, self.caller, self._params, self._proxy)
+        self._sites = self._make_sites()
+        self._by_lane: dict[str, Site] = {}
+        self._lane_names: tuple[str, ...] = ()
+        self._is_ready = len(self._sites) == 1 and self.provider != ANY
+        self._providers: SingleFlight[tuple[str, ...]] = SingleFlight()
         self._counter: TokenCounter | None = None
 
     @property
@@ -166,18 +167,23 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         return self.options.frequency_penalty
 
     def __repr__(self) -> str:
-        if "_transport" not in vars(self):  # shown by a debugger amid __init__
+        if "_counter" not in vars(self):  # shown by a debugger amid __init__
             return "<HuggingFaceInference, not complete>"
         told = {name: value for name, value in self._identifying_params.items() if name != "extra_body"}
         return f"HuggingFaceInference({', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
     async def aclose(self) -> None:
         """Close the connections; calls under way fail with `ClosedError`. A transport that was brought stays open."""
+        self._access.closed = True
         await super().aclose()
-        transport, self._transport = self._transport, None
-        self._exchanges = []
-        if transport is not None and self._params.get("transport") is not transport:
-            await transport.aclose()
+        for site in self._sites:
+            site.forget()
+        await self._access.aclose()
+
+    @property
+    def _transport(self) -> Transport | None:
+        """What carries the requests to the first endpoint, once there were any."""
+        return next(iter(self._access.transports.values()), None)
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
@@ -191,143 +197,82 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
             return self.caller.adaptive and type(self)._generate is HuggingFaceInference._generate
         return self._streaming
 
+    @property
+    def _lanes(self) -> tuple[str, ...]:
+        if not self._by_lane:
+            # One endpoint with a caller of its own is the usual case, and its only lane needs no name.
+            is_alone = self._owns_caller and len(self._sites) == 1 and self.provider != ANY
+            self._by_lane = {"": self._sites[0]} if is_alone else sites_by_lane(self._sites, self.caller)
+            self._lane_names = tuple(self._by_lane)
+        return self._lane_names
+
     async def _generate(
         self, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> LLMResult:
-        return await self._first_that_speaks(lambda exchange: exchange.ask(prompt, options))
+        return await self._site.first_that_speaks(lambda exchange: exchange.ask(prompt, options))
 
     async def _open_stream(
         self, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> ChunkSource:
-        return await self._first_that_speaks(lambda exchange: exchange.open_or_ask(prompt, options))
+        return await self._site.first_that_speaks(lambda exchange: exchange.open_or_ask(prompt, options))
 
-    async def _first_that_speaks(self, ask: Callable[[Exchange], Awaitable[T]]) -> T:
-        """Ask at the routes in turn until one exists; the others are forgotten then."""
-        exchanges = self._exchanges or await self._prepare()
-        if len(exchanges) == 1:
-            try:
-                return await ask(exchanges[0])
-            except (ModelNotFoundError, AuthenticationError) as error:
-                raise self._explained(error) from None
-        refused: list[str] = []
-        for exchange in list(exchanges):
-            try:
-                answer = await ask(exchange)
-            except (ModelNotFoundError, AuthenticationError) as error:
-                raise self._explained(error) from None
-            except (NotFoundError, BadRequestError) as error:
-                if not _is_missing_dialect(error):
-                    self._exchanges = [exchange]
-                    raise
-                refused.append(f"{exchange.dialect.name} at {exchange.url} ({error.status_code})")
-            else:
-                self._exchanges = [exchange]
-                return answer
-        raise NotFoundError(
-            f"the server has no route that Millstream knows: tried {', '.join(refused)}; "
-            "check endpoint_url, or name the dialect by api=",
-            status_code=404,
-            provider=self._routes[0].origin.host if self._routes else None,
-        )
+    async def _generate_at(
+        self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
+    ) -> LLMResult:
+        _lane.set(lane)
+        return await self._generate(prompt, options, run)
 
-    def _explained(self, error: StatusError) -> StatusError:
-        hint = ""
-        if isinstance(error, ModelNotFoundError) and self._named_model is None:
-            hint = "; set model= to one that the endpoint serves"
-        elif isinstance(error, AuthenticationError) and not self._credential_fingerprint():
-            hint = "; no key was sent: give api_key= (one from the environment goes only to Hugging Face's own hosts)"
-        if hint:
-            error.args = (f"{error.args[0]}{hint}",)
-        return error
+    async def _open_stream_at(
+        self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
+    ) -> ChunkSource:
+        _lane.set(lane)
+        return await self._open_stream(prompt, options, run)
 
-    async def _prepare(self) -> list[Exchange]:
-        if self._closed:
-            raise ClosedError("this HuggingFaceInference was closed")
-        if self.endpoint_url == LOCAL:
-            from millstream import local  # noqa: PLC0415 - an extra, and only for those who ask for it
+    @property
+    def _site(self) -> Site:
+        """Where the attempt under way is to be made."""
+        return self._by_lane.get(_lane.get()) or self._sites[0]
 
-            self._routes = routes_for(await local.local_endpoint(), api=self.api, model=self.model)
-        if self._closed:
-            raise ClosedError("this HuggingFaceInference was closed")
-        if not self._exchanges:
-            self._exchanges = [self._exchange(route) for route in self._routes]
-        return self._exchanges
-
-    def _exchange(self, route: RouteSpec) -> Exchange:
-        return Exchange(
-            DIALECTS[route.api],
-            self._prepared(route, route.path, "application/json"),
-            self._prepared(route, route.path, "text/event-stream"),
-            self._transport_for(route),
-            model=self._model_field(route),
-            key=self._credential(route),
-            on_limits=self.caller.stated,
-        )
-
-    def _prepared(self, route: RouteSpec, path: str, accept: str) -> Route:
-        return Route("POST", route.origin, path, self._header_lines(route, accept))
-
-    def _header_lines(self, route: RouteSpec, accept: str) -> list[tuple[str, str]]:
-        """The user's, and those of ours whose names are not among them."""
-        given = {name.lower() for name, _ in self._headers}
-        ours = (*self._authorization(route), ("Accept", accept))
-        return [*self._headers, *(line for line in ours if line[0].lower() not in given)]
-
-    def _model_field(self, route: RouteSpec) -> str | None:
-        """The ``model`` of the request's body: at Hugging Face always, elsewhere only if one was named."""
-        if route.api == "text-generation":
-            return None
-        name = self.model if self.endpoint_url is None else self._named_model
-        if name and self.provider and ":" not in name and route[1:] == (ROUTER, "/v1/chat/completions"):
-            return f"{name}:{self.provider}"
-        return name
-
-    def _authorization(self, route: RouteSpec) -> list[tuple[str, str]]:
-        key = self._credential(route)
-        return [] if key is None else [("Authorization", f"Bearer {key.reveal()}")]
-
-    def _credential(self, route: RouteSpec) -> Secret | None:
-        origin = route.origin
-        if self._key is not None:
-            if origin.scheme == "http" and not (_is_loopback(origin.host) or self._params.get("allow_http_key")):
-                raise OptionValueError(
-                    f"the key would go to {origin} unencrypted; use https, or allow it by allow_http_key=True"
-                )
-            return self._key
-        if self._implicit_key and _config.takes_environment_key(origin.scheme, origin.host):
-            key = _config.environment_key()
-            if key is not None:
-                return key
-        if _config.is_official_host(origin.host) and not any(n.lower() == "authorization" for n, _ in self._headers):
-            raise MissingKeyError(
-                f"{origin.host} needs a key: give api_key=, or set {_config.KEY_VARIABLES[0]} (huggingface.co/settings/"
-                "tokens makes one that may call Inference Providers)"
+    async def _get_ready(self, options: CallOptions) -> None:
+        if self._is_ready:
+            return
+        if self.provider == ANY:
+            router, deadlines = self._sites[0], options.deadlines or Deadlines()
+            asking = CallerOptions(lanes=self._lanes, deadlines=options.deadlines)
+            providers, _ = await self._providers.run(
+                "", lambda: self.caller.call_with_options(asking, router.live_providers, deadlines)
             )
-        return None
+            if not self._is_ready:
+                self._sites = tuple(self._site_at(self.endpoint_url, provider=name) for name in providers)
+                self._by_lane = {}
+        if len(self._sites) > 1:
+            for site in self._sites:
+                site.credential()  # a mistake at one of them is told always, and not only when it is that one's turn
+        self._is_ready = True
 
     def _credential_fingerprint(self) -> str:
-        key = self._credential(self._routes[0]) if self._routes else None
-        own = [Secret(value.replace(" ", "_")) for name, value in self._headers if name.lower() == "authorization"]
-        return " ".join(each.fingerprint() for each in (key, *own) if each is not None)
+        found = [site.fingerprint() for site in self._sites]
+        return found[0] if len(set(found)) == 1 else " ".join(each or "-" for each in found)
 
-    def _transport_for(self, route: RouteSpec) -> Transport:
-        if self._transport is None:
-            params = self._params
-            self._transport = choose_transport(
-                transport=params.get("transport"),
-                http_client=params.get("http_client"),
-                proxy=self._proxy or _environment_proxy(route),
-                http2=bool(params.get("http2", False)),
-                verify=params.get("verify", True),
-            )
-        return self._transport
+    def _site_at(self, url: str | None, *, provider: str | None = None, endpoint: Endpoint | None = None) -> Site:
+        model, api, key = self._named_model, self.api, None
+        if endpoint is not None:
+            key = endpoint._key
+            model = endpoint.model or model
+            api = self.api if endpoint.api == "auto" else endpoint.api
+        return Site(self._access, url, model=model, api=api, provider=provider, key=key)
 
-    def _check_routes(self) -> tuple[RouteSpec, ...]:
-        if self.endpoint_url != LOCAL:
-            return routes_for(self.endpoint_url, api=self.api, model=self.model, provider=self.provider)
-        if self.api not in APIS:
-            raise OptionValueError(f"api is one of {', '.join(APIS)}, not {self.api!r}")
-        return ()
+    def _make_sites(self) -> tuple[Site, ...]:
+        if not self.endpoints:
+            names = self.provider if isinstance(self.provider, tuple) else (self.provider,)
+            return tuple(self._site_at(self.endpoint_url, provider=None if n == ANY else n) for n in names)
+        sites = tuple(self._site_at(each.url, endpoint=each) for each in self.endpoints)
+        for number, site in enumerate(sites):
+            if any(site.is_twin_of(other) for other in sites[:number]):
+                raise OptionValueError(
+                    f"endpoints has {site.name} twice; to send it more at a time, see max_concurrency"
+                )
+        return sites
 
     # -- counting ---------------------------------------------------------------------------------------------------
 
@@ -339,27 +284,13 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         """
         if not isinstance(text, str):
             raise OptionTypeError(f"tokens are counted of text (str), not of {type(text).__name__}")
+        at_router = self.endpoint_url is None and not self.endpoints
         if self._counter is None:
-            self._counter = TokenCounter(
-                self.model if self.endpoint_url is None else self._named_model, self._params.get("tokenizer")
-            )
-        ask = None if self.endpoint_url is None else self._post_beside
-        return await self._counter.count(text, ask)
-
-    async def _post_beside(self, name: str, body: bytes) -> bytes | None:
-        """The answer of another route of the server (``tokenize``), None where it has no such route."""
-        await self._prepare()
-        route = self._routes[0]
-        at = self._prepared(route, sibling_path(route, name), "application/json")
-        deadlines = self.options.deadlines or Deadlines()
-        timeouts = Timeouts(deadlines.connect, deadlines.write, deadlines.first_token)
-        response = await self._transport_for(route).send(Request(at, body, timeouts=timeouts))
-        if response.status == 200:
-            return response.body
-        if response.status in (429, 500, 502, 503, 504):
-            host, now = route.origin.host, _clock.wall_time()
-            raise decode_error(response.status, response.header, response.body, host=host, now=now)
-        return None
+            self._counter = TokenCounter(self.model if at_router else self._named_model, self._params.get("tokenizer"))
+        site, deadlines = self._sites[0], self.options.deadlines or Deadlines()
+        return await self._counter.count(
+            text, None if at_router else lambda name, body: site.post_beside(name, body, deadlines)
+        )
 
     # -- describing -------------------------------------------------------------------------------------------------
 
@@ -372,6 +303,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         told = {
             "model": self._named_model,
             "endpoint_url": self.endpoint_url,
+            "endpoints": [_described(each) for each in self.endpoints] or None,
             "provider": self.provider,
             "api": None if self.api == "auto" else self.api,
             "bill_to": self._params.get("bill_to"),
@@ -391,26 +323,28 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         unknown = [name for name in named if name not in _IDENTIFYING]
         if unknown:
             raise DeserializationError(f"a serialized HuggingFaceInference has no field {unknown[0]!r}")
-        endpoint = named.get("endpoint_url")
+        endpoint, several = named.get("endpoint_url"), named.get("endpoints")
         if endpoint is not None and endpoint != LOCAL:
             _check_allowed(endpoint, allowed_hosts)
         try:
+            if several is not None:
+                named["endpoints"] = _endpoints_in(several, allowed_hosts)
             model = cls(**named)
         except UsageError as error:
             raise DeserializationError(f"a serialized HuggingFaceInference can't be made: {error}") from None
-        model._key = api_key
-        model._implicit_key = endpoint is None
+        model._key = model._access.key = api_key
+        model._access.takes_environment_key = endpoint is None and several is None
         return model
 
     def __getstate__(self) -> dict[str, Any]:
         if self._proxy is not None:
             raise UsageError("a model with a proxy= is not pickled: its URL may hold a password; make it anew instead")
         kept = {name: value for name, value in self._params.items() if name not in _UNPICKLED}
-        return {"params": kept, "implicit_key": self._implicit_key}
+        return {"params": kept, "implicit_key": self._access.takes_environment_key}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state["params"])  # type: ignore[misc]
-        self._implicit_key = state["implicit_key"]
+        self._access.takes_environment_key = state["implicit_key"]
 
 
 def _headers(headers: Any, bill_to: Any) -> list[tuple[str, str]]:
@@ -475,22 +409,73 @@ def _hide(params: Any, name: str, what: str) -> Secret | None:
     return Secret(params.pop(name), what)
 
 
-def _environment_proxy(route: RouteSpec) -> Secret | None:
-    if _config.environment_proxy(route.origin.scheme, route.origin.host) is None:
-        return None
-    return Secret(_config.environment_proxy(route.origin.scheme, route.origin.host) or "", "the proxy's URL")
+def _endpoints(given: Any, params: Mapping[str, Any]) -> tuple[Endpoint, ...]:
+    if given is None:
+        return ()
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
+        raise OptionTypeError(f'endpoints is a list: ["https://a.example", ...], not {type(given).__name__}')
+    if not given:
+        raise OptionValueError("endpoints is empty; name one or more, or leave it out")
+    for name in ("endpoint_url", "provider"):
+        if params.get(name) is not None:
+            instead = "put it into the list" if name == "endpoint_url" else "it chooses at Hugging Face's router"
+            raise OptionValueError(f"endpoints and {name} can't go together; {instead}")
+    for each in given:
+        if not isinstance(each, str | Endpoint):
+            raise OptionTypeError(f"endpoints holds URLs (str) and Endpoint(...), not {type(each).__name__}")
+    return tuple(Endpoint(each) if isinstance(each, str) else each for each in given)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:  # a name; "127.0.0.1.example.com" is one too
-        return host == "localhost"
+def _provider(given: Any, params: Mapping[str, Any], endpoint_url: str | None) -> str | tuple[str, ...] | None:
+    if given is None or (isinstance(given, str) and given != ANY):
+        return given
+    wanted: str | tuple[str, ...] = ANY if given == ANY else _provider_names(given)
+    if wanted == ANY and params.get("api", "auto") not in ("auto", "chat"):
+        raise OptionValueError("provider='any' is for api='chat', which is all that the router tells about")
+    if endpoint_url is not None:
+        raise OptionValueError(
+            "several providers are chosen from at Hugging Face's router: leave endpoint_url out, and "
+            "MILLSTREAM_ENDPOINT_URL unset"
+        )
+    if ":" in (params.get("model") or ""):
+        raise OptionValueError(f"the model {params['model']!r} names its provider already; name it in one place")
+    return wanted
 
 
-def _is_missing_dialect(error: StatusError) -> bool:
-    """No such route here, or a base model that has no chat template: another dialect may do."""
-    return error.status_code in (404, 501) or error.kind in (ROUTE_NOT_FOUND, "template_error")
+def _provider_names(given: Any) -> tuple[str, ...]:
+    if isinstance(given, bytes | Mapping) or not isinstance(given, Sequence):
+        raise OptionTypeError(f"provider is text (str) or a list of texts, not {type(given).__name__}")
+    names = tuple(given)
+    if not all(isinstance(name, str) for name in names):
+        raise OptionTypeError("provider is a list of texts, and one of these is none")
+    if not names:
+        raise OptionValueError("provider is an empty list; name one or more, or leave it out")
+    policy = next((name for name in names if name in _POLICIES), None)
+    if policy is not None:
+        raise OptionValueError(f"provider={policy!r} stands alone: a list has names of providers")
+    if len(set(names)) < len(names):
+        raise OptionValueError(f"provider has a name twice: {names!r}")
+    return names
+
+
+def _described(endpoint: Endpoint) -> str | dict[str, str]:
+    told = endpoint.describe()
+    return endpoint.url if len(told) == 1 else told
+
+
+def _endpoints_in(data: Any, allowed_hosts: Sequence[str]) -> list[str | Endpoint]:
+    """What `_described` gave, from data that is not trusted."""
+    if not isinstance(data, list | tuple):
+        raise DeserializationError(f"the endpoints in the data are no list, but {type(data).__name__}")
+    made: list[str | Endpoint] = []
+    for each in data:
+        told = each if isinstance(each, Mapping) else {"url": each}
+        if not set(told) <= {"url", "model", "api"}:
+            raise DeserializationError("an endpoint in the data has more than url, model and api")
+        if told.get("url") != LOCAL:
+            _check_allowed(told.get("url"), allowed_hosts)
+        made.append(Endpoint(**told) if isinstance(each, Mapping) else each)
+    return made
 
 
 def _check_allowed(endpoint: Any, allowed_hosts: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from millstream._config import (
     refuse_unknown,
 )
 from millstream._errors import ClosedError, MillstreamError, OptionTypeError, OptionValueError
-from millstream._fanout import Send, fan_out, for_each
+from millstream._fanout import Send, Width, fan_out, for_each
 from millstream._language_model import BaseLanguageModel, Stop
 from millstream._prompts import BasePromptValue, ChatMessage, PromptInput, as_prompt_value
 from millstream._results import GenerationChunk, LLMResult, Outcome, StreamEvent
@@ -134,6 +134,9 @@ class BaseLLM(BaseLanguageModel):
     def _lanes(self) -> tuple[str, ...]:
         """The names of the endpoints that may answer; the caller keeps a window for each."""
         return ("",)
+
+    async def _get_ready(self, options: CallOptions) -> None:
+        """Find out what `_lanes` has to know, once: each call waits for this before its first attempt."""
 
     @property
     def _can_stream(self) -> bool:
@@ -276,7 +279,7 @@ class BaseLLM(BaseLanguageModel):
         async def work(index: int, prompt: Any, send: Send[Outcome]) -> None:
             await send(await self._outcome(index, prompt, options, listeners))
 
-        return fan_out(prompts, work, width=self.caller.width(self._lanes))
+        return fan_out(prompts, work, width=_ModelWidth(self))
 
     def stream_many(
         self,
@@ -296,7 +299,7 @@ class BaseLLM(BaseLanguageModel):
             outcome = await self._stream_into(index, prompt, options, listeners, send)
             await send(StreamEvent(index, prompt, outcome=outcome))
 
-        return fan_out(prompts, work, width=self.caller.width(self._lanes))
+        return fan_out(prompts, work, width=_ModelWidth(self))
 
     # -- how ----------------------------------------------------------------------------------------------------
 
@@ -323,6 +326,7 @@ class BaseLLM(BaseLanguageModel):
     async def _generate_all(
         self, values: Sequence[BasePromptValue], options: CallOptions, listeners: Listeners
     ) -> Sequence[LLMResult]:
+        await self._get_ready(options)
         results: dict[int, LLMResult] = {}
 
         async def work(index: int, value: BasePromptValue, one_more: Callable[[], None]) -> None:
@@ -355,6 +359,24 @@ class BaseLLM(BaseLanguageModel):
                 return Outcome(index, prompt, await stream.result())
         except Exception as error:  # noqa: BLE001 - an outcome is a result or an error
             return Outcome(index, prompt, error=error)
+
+
+class _ModelWidth(Width):
+    """How many workers keep a model's endpoints busy; which those are may turn out with the first call."""
+
+    def __init__(self, model: BaseLLM) -> None:
+        self._model = model
+        self._lanes = model._lanes
+        self._width = model.caller.width(self._lanes)
+
+    def now(self) -> int:
+        if self._lanes != self._model._lanes:
+            self._lanes = self._model._lanes
+            self._width = self._model.caller.width(self._lanes)
+        return self._width.now()
+
+    def on_growth(self, listener: Callable[[], None]) -> Callable[[], None]:
+        return self._width.on_growth(listener)
 
 
 class LLM(BaseLLM):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import re
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
-from millstream._errors import OptionTypeError, OptionValueError
+import msgspec
+
+from millstream._errors import OptionTypeError, OptionValueError, ProtocolError
 from millstream._origin import Origin, parse_url
 
 __all__ = ["Api", "RouteSpec", "routes_for"]
@@ -17,6 +20,9 @@ ROUTER = Origin("https", "router.huggingface.co", 443)
 
 _COMPLETIONS_PATHS = {"novita": "/novita/v3/openai/completions", "deepinfra": "/deepinfra/v1/openai/completions"}
 """Where a provider's own path below the router differs (huggingface_hub's provider helpers)."""
+
+
+_PROVIDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class RouteSpec(NamedTuple):
@@ -44,7 +50,7 @@ def routes_for(
         raise OptionValueError(f"api is one of {', '.join(APIS)}, not {api!r}")
     check_model(model)
     if provider is not None:
-        _check_segment("provider", provider)
+        _check_provider(provider)
     if endpoint_url is None:
         return (_router_route(api, model, provider),)
     if not isinstance(endpoint_url, str):
@@ -103,12 +109,55 @@ def sibling_path(route: RouteSpec, name: str) -> str:
     return f"{root}/{name}"
 
 
+def root_of(route: RouteSpec) -> str:
+    """The path that all routes of the same server have in front; ``""`` for most."""
+    return sibling_path(route, "").rstrip("/")
+
+
+def catalogue_paths(model: str) -> tuple[str, str]:
+    """Where the router tells who serves a model: of that model alone, and of all."""
+    return f"/v1/models/{quote(model)}", "/v1/models"
+
+
+def providers_in(catalogue: bytes, model: str) -> dict[str, str] | None:
+    """The providers of a model and their states (``"live"``), in the order of the router's answer.
+
+    None where the answer does not tell of this model. Names that could not stand in a request are left out.
+
+    Raises:
+        ProtocolError: it is no JSON object.
+    """
+    try:
+        value = msgspec.json.decode(catalogue, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise ProtocolError("the router's list of models is no JSON object", status_code=200) from None
+    data = value.get("data", value)
+    for entry in data if isinstance(data, list) else [data]:
+        if isinstance(entry, dict) and entry.get("id") == model and isinstance(entry.get("providers"), list):
+            return dict(filter(None, map(_provider, entry["providers"])))
+    return None
+
+
+def _provider(entry: Any) -> tuple[str, str] | None:
+    name: Any = entry.get("provider") if isinstance(entry, dict) else None
+    if not isinstance(name, str) or not _PROVIDER.fullmatch(name):
+        return None
+    return name, str(entry.get("status", "live"))
+
+
 def check_model(model: str) -> None:
     """Refuse a model's name that could change the meaning of a URL. Raises: OptionTypeError, OptionValueError."""
     if not isinstance(model, str):
         raise OptionTypeError(f"model is text (str), not {type(model).__name__}")
     for segment in model.split("/"):
         _check_segment("model", segment, of=model)
+
+
+def _check_provider(provider: str) -> None:
+    if not isinstance(provider, str):
+        raise OptionTypeError(f"provider is text (str), not {type(provider).__name__}")
+    if not _PROVIDER.fullmatch(provider):
+        raise OptionValueError(f"{provider!r} can't be a provider's name")
 
 
 def _check_segment(what: str, segment: str, of: str | None = None) -> None:

@@ -44,6 +44,8 @@ class Model(Protocol):
     @property
     def _streams_on_wire(self) -> bool: ...
 
+    async def _get_ready(self, options: CallOptions) -> None: ...
+
     async def _generate_at(
         self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> LLMResult: ...
@@ -199,6 +201,7 @@ class Run:
 
     async def _ask(self) -> LLMResult:
         model = self._model
+        await model._get_ready(self._options)
         if model._streams_on_wire:
             return await model.caller.call_with_options(self._caller_options(signals=True), self._stream_whole)
         return await model.caller.call_with_options(self._caller_options(), self._generate)
@@ -231,6 +234,7 @@ class Run:
                 source = ResultSource(found)
                 return RunStream(self._options, self._run, source, await source.receive())
         began = _clock.monotonic()
+        await model._get_ready(self._options)
         lease = await model.caller.open(self._caller_options(signals=model._can_stream), self._open_first)
         source_and_first: tuple[ChunkSource, Sequence[GenerationChunk]] = lease.value
         total = self._total

@@ -56,7 +56,7 @@ async def test_a_model_shows_no_key(endpoint):
         assert_hidden(llm._identifying_params, llm._invocation_params(llm.options), llm._credential_fingerprint())
         assert_hidden(json.dumps(vars(llm), default=str), json.dumps(vars(llm), default=repr))
         assert_hidden(msgspec.json.encode(vars(llm), enc_hook=repr), repr(vars(llm)), vars(llm.caller))
-        assert_hidden(vars(llm._transport), llm.caller.statistics(), llm._exchanges, [vars(llm.caller)])
+        assert_hidden(vars(llm._transport), llm.caller.statistics(), llm._sites[0]._exchanges, [vars(llm.caller)])
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -351,7 +351,7 @@ def test_a_key_that_can_not_be(key, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", key.replace("\x00", "\x7f"))
     llm = HuggingFaceInference()
     with pytest.raises(UsageError) as caught:
-        llm._authorization(llm._routes[0])
+        llm._sites[0].authorization()
     assert_error_hides(caught.value)
     with pytest.raises(UsageError) as caught:
         HuggingFaceInference.deserialize({"_type": "hf", "_model": "base_llm"}, api_key=key)

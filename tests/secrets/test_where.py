@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator
 
 import anyio
@@ -30,6 +31,22 @@ from .canary import KEY, OTHER, assert_error_hides
 CHAT = b'{"choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]}'
 
 
+class Body:
+    """The answer, piece by piece."""
+
+    def __init__(self) -> None:
+        self.left = [CHAT]
+
+    async def receive(self, deadline: float = math.inf) -> bytes:
+        return self.left.pop() if self.left else b""
+
+    async def aclose(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
 class Wire:
     """A transport that only looks: which headers would go where."""
 
@@ -41,7 +58,8 @@ class Wire:
         assert len(headers) == len(request.route.headers), "a header that is sent twice"
         self.sent.append((str(request.route.origin), headers))
         assert request.route.head.count(b"\r\n") == len(request.route.headers) + 2  # request line, Host
-        return Response(200, ((b"content-type", b"application/json"),), CHAT)
+        kind = ((b"content-type", b"application/json"),)
+        return Response(200, kind, stream=Body()) if request.stream else Response(200, kind, CHAT)
 
     async def aclose(self) -> None:
         pass
@@ -388,9 +406,9 @@ async def test_an_allowed_endpoint_gets_no_key_of_the_environment(url, monkeypat
     with pytest.raises(UntrustedEndpointError):
         HuggingFaceInference.deserialize(data)
     llm = HuggingFaceInference.deserialize(data, allowed_hosts=["Good.Example"])
-    assert llm._authorization(llm._routes[0]) == []
+    assert llm._sites[0].authorization() == []
     again = HuggingFaceInference.deserialize(llm.serialize(), allowed_hosts=["good.example"])
-    assert again._authorization(again._routes[0]) == []
+    assert again._sites[0].authorization() == []
 
 
 @pytest.mark.parametrize("url", ["https://huggingface.co", "https://x.endpoints.huggingface.cloud"])
@@ -399,17 +417,17 @@ def test_not_even_hugging_face_does(url, monkeypatch):
     host = url.removeprefix("https://")
     llm = HuggingFaceInference.deserialize({"_type": "hf", "endpoint_url": url}, allowed_hosts=[host])
     with pytest.raises(MissingKeyError):
-        llm._authorization(llm._routes[0])
+        llm._sites[0].authorization()
     with_key = HuggingFaceInference.deserialize(
         {"_type": "hf", "endpoint_url": url}, allowed_hosts=[host], api_key=OTHER
     )
-    assert with_key._authorization(with_key._routes[0]) == [("Authorization", f"Bearer {OTHER}")]
+    assert with_key._sites[0].authorization() == [("Authorization", f"Bearer {OTHER}")]
 
 
 async def test_data_without_an_endpoint_uses_the_key_of_the_environment(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", KEY)
     llm = HuggingFaceInference.deserialize({"_type": "huggingface_hub", "_model": "base_llm"})
-    assert llm._authorization(llm._routes[0]) == [("Authorization", f"Bearer {KEY}")]
+    assert llm._sites[0].authorization() == [("Authorization", f"Bearer {KEY}")]
 
 
 STRANGE = [
