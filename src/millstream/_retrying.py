@@ -87,12 +87,15 @@ class Retrying:
         self._random = random
         self._reached: set[str] = set()
         """The endpoints that have ever answered."""
+        self._left_out: set[str] = set()
+        """The endpoints that others have answered for, and that have not answered since."""
         self._refusals: dict[str, StatusError] = {}
         """The last refusal of each endpoint, for those that would have to wait too long because of it."""
 
     def answered(self, lane: str) -> None:
         """An attempt was answered there."""
         self._reached.add(lane)
+        self._left_out.discard(lane)
 
     def check_hold(self, call: Call) -> None:
         """Fail now, and with the real reason, rather than wait for what comes too late.
@@ -133,9 +136,11 @@ class Retrying:
             verdict = msgspec.structs.replace(verdict, counted=True)  # whatever it says: it has begun to answer
         elsewhere: Lanes = ()
         if len(call.options.lanes) > 1:
-            if verdict.elsewhere:
+            if verdict.elsewhere or verdict == WRONG_ADDRESS:
                 call.tried = (*call.tried, permit.lane)
             elsewhere = others(call.options.lanes, (*call.tried, permit.lane))
+            if verdict.elsewhere:  # those that are left out would only say what they said before, a minute later
+                elsewhere = others(elsewhere, self._left_out_now())
         self._tell(permit, error, verdict, goes_elsewhere=bool(elsewhere))
         call.counted = verdict.counted and verdict.retry
         call.failed_at = self._admission.now()
@@ -149,12 +154,17 @@ class Retrying:
     def _tell(self, permit: Permit, error: Exception, verdict: Verdict, *, goes_elsewhere: bool) -> None:
         if verdict.elsewhere and goes_elsewhere:
             permit.rejected("loading", _LEFT_OUT_SECONDS)
+            self._left_out.add(permit.lane)
         else:
             end_failed(permit, error, verdict)
         if verdict.signal in _SHARED and isinstance(error, StatusError):
             self._refusals[permit.lane] = copy.copy(error)  # without its traceback
         if verdict.signal == "rate" and self._limiter is not None:
             self._limiter.push_back(max(0.0, permit.window.cool_until - self._admission.now()))
+
+    def _left_out_now(self) -> Lanes:
+        now = self._admission.now()
+        return tuple(lane for lane in self._left_out if self._admission.cool_until((lane,)) > now)
 
     def _delay(self, call: Call, verdict: Verdict, told: float | None, elsewhere: Lanes) -> float | None:
         spent = self.budget.empty or (self.budget.low and call.retries > 0)
