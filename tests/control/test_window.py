@@ -291,7 +291,7 @@ def test_headers_set_the_pace_and_stop_all_when_nothing_is_left():
     window.stated(now, StatedLimits(requests_remaining=300, requests_reset=30))
     assert window.statistics(now).pace == pytest.approx(10)
     window.stated(now, StatedLimits(requests_remaining=0, requests_reset=30))
-    assert window.ready_at(now) == now + 30
+    assert window.ready_at(now) == now + 5  # a bucket that is full in 30 s may have something before
     assert window.change is not None
     assert window.change.reason == "stated"
     now += 30
