@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -304,7 +305,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
             "model": self._named_model,
             "endpoint_url": self.endpoint_url,
             "endpoints": [_described(each) for each in self.endpoints] or None,
-            "provider": self.provider,
+            "provider": list(self.provider) if isinstance(self.provider, tuple) else self.provider,
             "api": None if self.api == "auto" else self.api,
             "bill_to": self._params.get("bill_to"),
             "stop_sequences": list(self.options.stops) or None,
@@ -326,9 +327,11 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         endpoint, several = named.get("endpoint_url"), named.get("endpoints")
         if endpoint is not None and endpoint != LOCAL:
             _check_allowed(endpoint, allowed_hosts)
+        if several is not None:
+            _check_endpoints(several, allowed_hosts)
         try:
             if several is not None:
-                named["endpoints"] = _endpoints_in(several, allowed_hosts)
+                named["endpoints"] = [Endpoint(**each) if isinstance(each, Mapping) else each for each in several]
             model = cls(**named)
         except UsageError as error:
             raise DeserializationError(f"a serialized HuggingFaceInference can't be made: {error}") from None
@@ -340,6 +343,8 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
         if self._proxy is not None:
             raise UsageError("a model with a proxy= is not pickled: its URL may hold a password; make it anew instead")
         kept = {name: value for name, value in self._params.items() if name not in _UNPICKLED}
+        if self.endpoints:
+            kept["endpoints"] = [copy.copy(each) for each in self.endpoints]  # without their keys
         return {"params": kept, "implicit_key": self._access.takes_environment_key}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -463,19 +468,16 @@ def _described(endpoint: Endpoint) -> str | dict[str, str]:
     return endpoint.url if len(told) == 1 else told
 
 
-def _endpoints_in(data: Any, allowed_hosts: Sequence[str]) -> list[str | Endpoint]:
-    """What `_described` gave, from data that is not trusted."""
-    if not isinstance(data, list | tuple):
-        raise DeserializationError(f"the endpoints in the data are no list, but {type(data).__name__}")
-    made: list[str | Endpoint] = []
-    for each in data:
+def _check_endpoints(described: Any, allowed_hosts: Sequence[str]) -> None:
+    """Whether that may be what `_described` gave; the data is not trusted."""
+    if not isinstance(described, list | tuple):
+        raise DeserializationError(f"the endpoints in the data are no list, but {type(described).__name__}")
+    for each in described:
         told = each if isinstance(each, Mapping) else {"url": each}
         if not set(told) <= {"url", "model", "api"}:
             raise DeserializationError("an endpoint in the data has more than url, model and api")
         if told.get("url") != LOCAL:
             _check_allowed(told.get("url"), allowed_hosts)
-        made.append(Endpoint(**told) if isinstance(each, Mapping) else each)
-    return made
 
 
 def _check_allowed(endpoint: Any, allowed_hosts: Sequence[str]) -> None:
