@@ -28,6 +28,8 @@ Lanes = tuple[str, ...]
 """Names of endpoints, any one of which will do."""
 
 _MANY_QUEUES = 8
+_SOONER = 1e-3
+"""Seconds. Whoever keeps the time is not roused for less."""
 _KEPT_CHANGES = 64
 
 
@@ -383,16 +385,16 @@ class Admission:
                 free = self._free_lane(head.lanes, now)
                 if free is not None:
                     first, lane = head, free
-                elif not head.keeps_time and self.in_flight < self.ceiling:
-                    self._have_time_kept(head, self._next_look(head.lanes, now))
+                elif self.in_flight < self.ceiling:
+                    until = self._next_look(head.lanes, now)
+                    if until < (head.until - _SOONER if head.keeps_time else math.inf) and not head.scope:
+                        self._have_time_kept(head, until)
             if first is None or lane is None:
                 return
             permit = self._grant(first.lanes, lane, now, first.tokens, signals=first.signals)
             if permit is None:
-                if not first.keeps_time:
-                    first.keeps_time = True
-                    first.until = math.inf  # until the limiter says so
-                    first.event.set()
+                if not first.keeps_time or first.until < math.inf:
+                    self._have_time_kept(first, math.inf)  # until the limiter says so
                 return
             self._leave_queue(self._queues[first.lanes], first)
             first.permit = permit
@@ -432,10 +434,10 @@ class Admission:
 
     @staticmethod
     def _have_time_kept(head: _Waiter, until: float) -> None:
-        if until < math.inf:
-            head.keeps_time = True
-            head.until = until
-            head.event.set()
+        """Also by one who does already, but until another time."""
+        head.keeps_time = True
+        head.until = until
+        head.event.set()
 
     def _leave_queue(self, queue: _Queue, waiter: _Waiter) -> None:
         del queue[waiter]
