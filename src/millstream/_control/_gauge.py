@@ -13,7 +13,7 @@ RATE_SECONDS = 3.0
 NEAR, NEAR_SECONDS = 1.5, 0.05
 """While half of the first tokens come nearly as fast as without load, those that wait are slow ones, no queue."""
 
-ENOUGH = 100
+ENOUGH = 50
 """A lower median of so many first tokens is believed. The lowest of many medians of a few is no base: it is luck, and
 where prompts differ much it was half of the true time."""
 
@@ -24,9 +24,13 @@ FIRST_PROBE, PROBE_EVERY = 15.0, 60.0
 """Seconds after which the time without load is measured anew, with an empty queue but a busy endpoint: the first one
 was measured at an idle endpoint, and models and neighbours change."""
 
+MAX_RAISE = 1.6
+"""Times the time without load, as last measured: more is never taken for it. Two clients that each took the other's
+queue for the endpoint's own time would grow without end."""
+
 PROBE_SAMPLES, PROBE_SECONDS, MAX_PROBE_SECONDS, PRIOR = 8, 3.0, 10.0, 3
-"""First tokens of such a measurement; after how long at least and (where a queue is seen, which may be of others) at most
-it is given up; and for how many first tokens the time counts that was known before."""
+"""First tokens of such a measurement; after how long at least, and (where a queue is seen, which may be of others) at
+most, it is given up; and for how many first tokens the time counts that was known before."""
 
 
 def median(values: list[float]) -> float:
@@ -43,6 +47,7 @@ class Gauge:
         "_periods",
         "_probe_samples",
         "_probe_until",
+        "_probed",
         "_samples",
         "_sent_rate",
         "_waited",
@@ -74,6 +79,7 @@ class Gauge:
         self._samples: list[float] = []
         self._periods = 0
         self._base_at = 0.0
+        self._probed = 0.0  # the time without load, as last measured
         self._probe_until = 0.0
         self._probe_samples: list[float] = []
 
@@ -99,7 +105,8 @@ class Gauge:
         if len(self._samples) >= SAMPLES:
             self.median = median(self._samples)
             if self.base is None:
-                self.base, self._base_at = self.median, now - PROBE_EVERY + FIRST_PROBE
+                self.base = self._probed = self.median
+                self._base_at = now - PROBE_EVERY + FIRST_PROBE
             elif self.median < self.base:
                 self.base += min(1.0, len(self._samples) / ENOUGH) * (self.median - self.base)
             if self.is_near_base():
@@ -138,12 +145,17 @@ class Gauge:
         elif len(self._probe_samples) >= PROBE_SAMPLES:
             count = len(self._probe_samples)
             self.base = base + count / (count + PRIOR) * (median(self._probe_samples) - base)
-            self._base_at = now
+            self._base_at, self._probed = now, self.base
             self.probe_since = None
             self.probes += 1
         elif now > self._probe_until:
             self.probe_since = None
             self._base_at = now - PROBE_EVERY / 2
+
+    def raise_base(self, seconds: float) -> None:
+        """A time that no cut makes shorter is one without our load."""
+        if self.base is not None:
+            self.base = max(self.base, min(seconds, MAX_RAISE * self._probed))
 
     def restart(self) -> None:
         """What was measured is too old."""

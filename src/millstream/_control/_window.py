@@ -27,11 +27,11 @@ PERIOD = 1.0
 BUNCH = 0.03
 """Seconds. A server that begins several answers together sends their first tokens within this time."""
 
-SLACK, MARGIN = 1.15, 0.5
+SLACK, MARGIN = 1.1, 0.5
 """So many times the requests that wait at an empty queue, and so many more, may wait: they come in bunches."""
 
-LOW, HIGH, UNSURE = 0.1, 0.3, 1.0
-LEAST_LOW, LEAST_HIGH = 0.5, 2.5
+LOW, HIGH, UNSURE = 0.05, 0.2, 1.0
+LEAST_LOW, LEAST_HIGH = 0.5, 2.0
 """How much of the queue may be ours, in shares of what waits at an empty queue: so the time to the first token grows by
 so much at most, whatever the size of the window and the length of the answers. Below, there is room; above, it is too
 much; between the two nothing changes. The more the times differ by themselves (`UNSURE`), the less is sure; few are
@@ -53,13 +53,17 @@ LEAST_OF_EPISODE = 0.5
 SHORTER_QUEUE = 0.7
 """First tokens that come in less than this share of the time show that a cut helped: the next may go on from here."""
 
+IN_VAIN = 0.8
+"""First tokens that take more than this share of the time as before, long after a cut, are no longer shortened by any:
+the endpoint is slower than was known (it is busier, or the prompts are longer), or the queue is of others."""
+
 FULL = 0.95
 """A window that is used to less than this share does not limit: it says nothing about whether more would go."""
 
-PROBE_ROOM, PROBE_SHARE = 0.02, 0.85
+PROBE_ROOM, PROBE_SHARE = 0.02, 0.95
 """What may be in flight while the time without load is measured: beside those that are served, one and this share of
-the window may wait; or this share of what is in flight without a queue. (Where prompts cost more than answers, nearly all
-that are served wait; with fewer the endpoint would be idle, and faster than it ever is.)
+the window may wait; or this share of what is in flight without a queue. (Where prompts cost more than answers, nearly
+all that are served wait; with fewer the endpoint would be idle, and faster than it ever is.)
 """
 
 MAX_LOADING = 60.0
@@ -67,6 +71,11 @@ MAX_LOADING = 60.0
 
 UNREACHABLE = 5
 """So many attempts in a row that found nobody: one at a time from here."""
+
+ASK_AGAIN = 5.0
+"""Seconds. Where headers tell that nothing is left, one is sent after this time: of a window that renews at once that
+is too early, once, and the refusal tells how long to wait; of a bucket that fills up drop by drop the reset is when it
+is full (OpenAI's), and silence until then would waste it all."""
 
 IDLE = 300.0
 """Seconds without a request, after which what was learned is as old as a guess: start again."""
@@ -144,6 +153,7 @@ class Window:
         "_enough",
         "_episode",
         "_excess",
+        "_first_cut",
         "_full",
         "_gauge",
         "_judged_at",
@@ -186,6 +196,7 @@ class Window:
         self._clean = 0  # judgements in a row that found room
         self._excess = 0.0
         self._episode: tuple[float, float] | None = None  # window and median when a queue was first seen
+        self._first_cut: tuple[float, float] | None = None  # when, and the median then
         self._judged_at: float | None = None  # None: nothing was sent yet
         self._next = -float("inf")  # no judgement before
         self._due = False  # it only waits for the end of a bunch
@@ -382,8 +393,8 @@ class Window:
         if rate is not None and reset is not None:
             changed = changed or self._pacer.rate is None
             self._pacer.told(now, rate, reset)
-            if rate <= 0 and now + reset > self._cool.until:
-                self._cool.told(now, reset)
+            if rate <= 0 and now + min(reset, ASK_AGAIN) > self._cool.until:
+                self._cool.told(now, min(reset, ASK_AGAIN))
                 self._pacer.hold_until(self._cool.until)
                 changed = True
         if changed:
@@ -396,6 +407,8 @@ class Window:
         self._next += seconds
         if self._judged_at is not None:
             self._judged_at += seconds
+        if self._first_cut is not None:
+            self._first_cut = (self._first_cut[0] + seconds, self._first_cut[1])
         self._gauge.shift(seconds)
         self._pacer.shift(seconds)
 
@@ -465,6 +478,7 @@ class Window:
         fresh = gauge.fresh
         told = gauge.measure(now, seconds, self._waiting)
         self._pacer.grow(now, 0.0 if cooling else min(seconds, 2 * PERIOD), self._ended + self._served)
+        told = told and self._adaptive
         if self._adaptive:
             gauge.probe(now, possible=self._full and not cooling)
             if not fresh and not self._served:
@@ -475,20 +489,28 @@ class Window:
         unloaded = gauge.unloaded
         low, high = max(LEAST_LOW, LOW * unloaded), max(LEAST_HIGH, (HIGH + UNSURE * (gauge.spread - 1)) * unloaded)
         if self._excess > high:
-            self._give_way(now, (low + high) / 2)
+            self._give_way(now, (low + high) / 2, told=told)
         elif self._excess < low:
-            self._episode = None
+            self._episode = self._first_cut = None
             if self._full and not cooling:
                 self._take_room(now, (low + high) / 2)
         else:
             self._clean = 0
         self._full = False
 
-    def _give_way(self, now: float, queue: float) -> None:
+    def _give_way(self, now: float, queue: float, *, told: bool) -> None:
         """We stand in a queue: only so many of us are to."""
         gauge, before = self._gauge, self._limit
         self._slow_start, self._clean = False, 0
         seen = gauge.median or 0.0
+        if self._first_cut is None:
+            self._first_cut = (now, seen)
+        elif now - self._first_cut[0] > 2 * seen + PERIOD:
+            if told and seen > IN_VAIN * self._first_cut[1] and not gauge.is_near_base():
+                gauge.raise_base(seen)
+                self._first_cut = self._episode = None
+                return
+            self._first_cut = (now, seen)
         if self._episode is None or seen <= SHORTER_QUEUE * self._episode[1]:
             self._episode = (self._size, seen)
         least = LEAST_OF_EPISODE * self._episode[0]

@@ -1,0 +1,1 @@
+"""A simulation of endpoints, and of the governors that decide how many requests to keep in flight there."""
