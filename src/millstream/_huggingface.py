@@ -248,6 +248,7 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
                 self._by_lane = {}
         if len(self._sites) > 1:
             for site in self._sites:
+                site.waits_for_replicas = False
                 site.credential()  # a mistake at one of them is told always, and not only when it is that one's turn
         self._is_ready = True
 

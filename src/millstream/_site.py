@@ -231,6 +231,8 @@ class Site:
         self.url = url
         self.lane = ""
         """What the caller knows it by."""
+        self.waits_for_replicas = True
+        """Whether a request is held where no replica is up yet. (Where there are others, it does better to go there.)"""
         self.provider = provider
         self._named_model = model
         self._model = DEFAULT_MODEL if model is None else model
@@ -336,7 +338,7 @@ class Site:
             model=self._model_field(route),
             key=self.credential(),
             on_limits=lambda limits: caller.stated(limits, lane),
-            scales_to_zero=_scales_to_zero(route.origin.host),
+            scales_to_zero=self.waits_for_replicas and _scales_to_zero(route.origin.host),
         )
 
     def _prepared(self, route: RouteSpec, path: str, accept: str, method: str = "POST") -> Route:

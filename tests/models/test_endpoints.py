@@ -228,6 +228,21 @@ async def test_one_that_can_not_serve_is_left_out_for_a_minute(pair, wrong):
         assert_quiet(llm)
 
 
+@manual
+async def test_one_that_has_no_replica_up_holds_no_call_and_joins_later(pair):
+    first, second = pair
+    first.scale_up = 90.0
+    for each in pair:
+        each.latency = SOME
+    async with at(*pair, max_concurrency=8) as llm:
+        with anyio.fail_after(5):
+            assert await texts(llm, 30) == {"second": 30}
+        await anyio.sleep(100)
+        await texts(llm, 40)
+        assert (await texts(llm, 40))["first"] >= 4
+        assert_quiet(llm)
+
+
 async def test_an_error_of_the_request_is_not_tried_elsewhere(pair):
     for each in pair:
         each.max_total_tokens = 4
