@@ -176,9 +176,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule(lane=st.sampled_from(["a", "b"]), left=st.sampled_from([0, 1, 30]), reset=st.sampled_from([1.0, 30.0]))
     def stated(self, lane: str, left: int, reset: float) -> None:
-        self.do(
-            lambda: self.admission.stated(lane, StatedLimits(requests_remaining=float(left), requests_reset=reset))
-        )
+        self.do(lambda: self.admission.stated(lane, StatedLimits(requests_remaining=float(left), requests_reset=reset)))
 
     @precondition(lambda self: any(self.queues.values()))
     @rule(data=st.data())
@@ -233,7 +231,10 @@ class AdmissionMachine(RuleBasedStateMachine):
             for lanes, queue in self.queues.items()
             if queue
             and admission.in_flight < CEILING
-            and any(window.in_flight < window.limit and window.ready_at(now) <= now for window in map(admission.window, lanes))
+            and any(
+                window.in_flight < window.limit and window.ready_at(now) <= now
+                for window in map(admission.window, lanes)
+            )
         ]
         if free:
             assert admission.limiter is not None, "there is room, and it is time"
