@@ -221,7 +221,7 @@ async def test_closing_the_model_ends_calls_under_way(endpoint, listener, what, 
                 tasks.start_soon(ask)
             tasks.start_soon(ask)
             if where == "waiting for a retry":
-                while llm.caller.statistics().backing_off < (5 if what == "many" else 1):
+                while llm.caller.statistics().waiting < (5 if what == "many" else 1):
                     await anyio.sleep(0.001)
             elif where != "opening":
                 await endpoint.wait_for(lambda: endpoint.generating > 0)

@@ -11,6 +11,7 @@ import pytest
 
 from millstream import LLM, AsyncCaller, GenerationChunk, InMemoryCache, RateLimitError, _clock
 from millstream.callbacks._recording import RecordingCallbackHandler
+from millstream.limiters import LocalLimiter
 
 from ..conftest import manual_backends
 from ..support.quiet import assert_quiet, own_tasks
@@ -115,10 +116,11 @@ async def test_with_limits(operation: Operation, kind: type[Sleeper]):
 
 
 def used(caller: AsyncCaller) -> tuple[float, float]:
-    now = _clock.monotonic()
-    assert caller._requests is not None
-    assert caller._tokens is not None
-    return caller._requests.used(now), caller._tokens.used(now)
+    now, limiter = _clock.monotonic(), caller._limiter
+    assert isinstance(limiter, LocalLimiter)
+    assert limiter._requests is not None
+    assert limiter._tokens is not None
+    return limiter._requests.used(now), limiter._tokens.used(now)
 
 
 @pytest.mark.parametrize("waits", ["for a slot", "for requests", "for tokens"])
