@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from millstream import (
+    AdaptiveConcurrency,
     AsyncCaller,
     AuthenticationError,
     BadRequestError,
@@ -231,15 +232,16 @@ async def test_one_that_can_not_serve_is_left_out_for_a_minute(pair, wrong):
 @manual
 async def test_one_that_has_no_replica_up_holds_no_call_and_joins_later(pair):
     first, second = pair
-    first.scale_up = 90.0
+    first.scale_up = 300.0
     for each in pair:
-        each.latency = SOME
+        each.latency = Latency(first_token=2)
     async with at(*pair, max_concurrency=8) as llm:
-        with anyio.fail_after(5):
-            assert await texts(llm, 30) == {"second": 30}
-        await anyio.sleep(100)
+        with anyio.fail_after(120):
+            assert await texts(llm, 150) == {"second": 150}
+        assert len(first.requests) > 8, "it was asked now and then meanwhile"
+        await anyio.sleep(300)
         await texts(llm, 40)
-        assert (await texts(llm, 40))["first"] >= 4
+        assert (await texts(llm, 40))["first"] >= 4, "it is back"
         assert_quiet(llm)
 
 
@@ -632,6 +634,22 @@ async def test_the_first_call_may_be_any(router, ask):
                 assert [each async for each in found if getattr(each, "error", None)] == []
         assert router.asked == ["/v1/models/org/m"]
         assert_quiet(llm)
+
+
+@manual
+async def test_as_many_are_in_flight_as_the_providers_have_room_for(router, pair):
+    most = 0
+
+    def answer(prompt: str) -> str:
+        nonlocal most
+        most = max(most, sum(each.in_flight for each in pair))
+        return prompt
+
+    for each in pair:
+        each.latency, each.reply = Latency(first_token=0.5), answer
+    async with through(router, max_concurrency=AdaptiveConcurrency(start=1)) as llm, llm.map(["x"] * 80) as outcomes:
+        assert len([outcome async for outcome in outcomes]) == 80
+    assert most > 6
 
 
 @pytest.mark.parametrize("shape", ["of one", "data of one", "of all"])
