@@ -124,6 +124,62 @@ def test_a_queue_of_others_takes_no_more_than_half():
     assert window.limit == before // 2
 
 
+def test_slow_start_takes_no_second_step_before_the_first_one_shows():
+    endpoint = Endpoint(make())
+    window = endpoint.window
+    endpoint.fill()
+    endpoint.now += 2.0
+    endpoint.tokens(8, ttft=2.0)
+    assert window.limit == 16
+    endpoint.fill()
+    for _ in range(3):  # of those that were sent since, none has its first token
+        endpoint.now += 0.6
+        window.ready_at(endpoint.now)
+    assert window.limit == 16
+    endpoint.now += 0.2
+    endpoint.tokens(8, ttft=1.9)
+    endpoint.end(4)
+    endpoint.fill()
+    endpoint.now += 1.0
+    window.ready_at(endpoint.now)
+    assert window.limit == 32
+
+
+def test_in_a_small_window_four_of_eight_say_nothing_of_the_other_four():
+    endpoint = Endpoint(make())
+    window = endpoint.window
+    endpoint.fill()
+    endpoint.now += BASE
+    endpoint.tokens(4)
+    endpoint.now += 3.0
+    window.ready_at(endpoint.now)
+    assert window.limit < 8
+
+
+def tiny(slots: int, seconds: int) -> Window:
+    """After so many seconds at a server that begins an answer for each that ends, one a second, first come first served."""
+    endpoint = Endpoint(make())
+    window = endpoint.window
+    sent: list[float] = []
+    served = 0
+    for _ in range(seconds):
+        sent += [endpoint.now] * endpoint.fill()
+        endpoint.now += 0.1
+        while served < slots and sent:
+            endpoint.tokens(1, ttft=endpoint.now - sent.pop(0))
+            served += 1
+        endpoint.now += 0.9
+        if served:
+            served -= 1
+            endpoint.end(1)
+    return window
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 8])
+def test_before_few_slots_hardly_one_waits(slots):
+    assert slots <= tiny(slots, 100).limit <= slots + 2
+
+
 def test_slow_first_tokens_of_a_few_are_no_queue():
     endpoint = grown()
     window = endpoint.window

@@ -92,8 +92,8 @@ class Gauge:
         if self.probe_since is not None and now - seconds >= self.probe_since:
             self._probe_samples.append(seconds)
 
-    def measure(self, now: float, seconds: float, waiting: int) -> bool:
-        """Of the `seconds` since the last time, now that so many are `waiting`. True: there is a new median."""
+    def measure(self, now: float, seconds: float, waiting: int) -> int:
+        """Of the `seconds` since the last time, now that so many are `waiting`. The new median's count, 0: none."""
         if seconds > 0:
             rate = self.fresh / seconds
             self._sent_rate = max(0, self.fresh + waiting - self._waited) / seconds
@@ -112,11 +112,11 @@ class Gauge:
             if self.is_near_base():
                 spread = sum(self._samples) / len(self._samples) / self.median if self.median else 1.0
                 self.spread += SPREAD_STEP * (min(max(spread, 1.0), MAX_SPREAD) - self.spread)
-            told = True
+            told = len(self._samples)
         elif self._periods < MAX_PERIODS:
-            return False
+            return 0
         else:
-            self.median, told = None, False
+            self.median, told = None, 0
         self._samples.clear()
         self._periods = 0
         return told
@@ -151,6 +151,10 @@ class Gauge:
         elif now > self._probe_until:
             self.probe_since = None
             self._base_at = now - PROBE_EVERY / 2
+
+    def probe_soon(self, now: float) -> None:
+        """Not before the next judgement."""
+        self._base_at = min(self._base_at, now - PROBE_EVERY)
 
     def raise_base(self, seconds: float) -> None:
         """A time that no cut makes shorter is one without our load."""

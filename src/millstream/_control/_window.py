@@ -37,6 +37,10 @@ so much at most, whatever the size of the window and the length of the answers. 
 much; between the two nothing changes. The more the times differ by themselves (`UNSURE`), the less is sure; few are
 counted in requests."""
 
+SMALL, LEAST_SCALE = 24, 0.4
+"""For windows below the first, what is counted in requests is less, down to this share of it. Two that wait for one of
+48 slots are next to nothing; where there are 4 they wait for half an answer."""
+
 GROWTH, FAST_GROWTH, STEADY = 0.5, 0.25, 3
 """What a full window without a queue grows by: this times its square root (so that small ones catch up); doubled with
 each judgement of the same after the first so many, up to this share of it."""
@@ -57,13 +61,18 @@ IN_VAIN = 0.8
 """First tokens that take more than this share of the time as before, long after a cut, are no longer shortened by any:
 the endpoint is slower than was known (it is busier, or the prompts are longer), or the queue is of others."""
 
+VETO = 2.0
+"""In a small window so many first tokens for each that seems to stand in a queue must tell that it does not: the first
+four of eight, which took all four slots at once, say nothing of the others."""
+
 FULL = 0.95
 """A window that is used to less than this share does not limit: it says nothing about whether more would go."""
 
 PROBE_ROOM, PROBE_SHARE = 0.02, 0.95
 """What may be in flight while the time without load is measured: beside those that are served, one and this share of
 the window may wait; or this share of what is in flight without a queue. (Where prompts cost more than answers, nearly
-all that are served wait; with fewer the endpoint would be idle, and faster than it ever is.)
+all that are served wait; with fewer the endpoint would be idle, and faster than it ever is.) Of a small window the one
+would be a queue: as many as were served at a time lately.
 """
 
 MAX_LOADING = 60.0
@@ -156,6 +165,7 @@ class Window:
         "_first_cut",
         "_full",
         "_gauge",
+        "_grown_at",
         "_judged_at",
         "_limit",
         "_lone",
@@ -163,6 +173,8 @@ class Window:
         "_mean_tokens",
         "_next",
         "_pacer",
+        "_peak",
+        "_peak_before",
         "_refused",
         "_rejected",
         "_served",
@@ -197,6 +209,10 @@ class Window:
         self._excess = 0.0
         self._episode: tuple[float, float] | None = None  # window and median when a queue was first seen
         self._first_cut: tuple[float, float] | None = None  # when, and the median then
+        self._grown_at = -float("inf")  # growth whose effect is not known yet: -inf: none
+        self._peak = self._peak_before = (
+            0  # the most that were served at a time, since the last judgement and before it
+        )
         self._judged_at: float | None = None  # None: nothing was sent yet
         self._next = -float("inf")  # no judgement before
         self._due = False  # it only waits for the end of a bunch
@@ -220,6 +236,8 @@ class Window:
             in_flight = self._waiting + self._served
             return max(1, min(self._ceiling, in_flight if self._lone_is_out else in_flight + 1))
         if self._gauge.probe_since is not None:
+            if self._size < SMALL:
+                return max(1, min(self._limit, max(self._peak, self._peak_before)))
             served = self._served
             room = max(served + 1 + PROBE_ROOM * self._size, PROBE_SHARE * (served + self._gauge.unloaded))
             return max(1, min(self._limit, int(room)))
@@ -260,6 +278,7 @@ class Window:
             self._waiting += 1
         else:
             self._served += 1
+            self._grown_at = -float("inf")  # nothing will tell
         if in_flight >= self._enough:
             self._full = True
         if self._pacer.rate is not None:
@@ -282,6 +301,10 @@ class Window:
         if self._waiting:
             self._waiting -= 1
             self._served += 1
+            if self._served > self._peak:  # noqa: PLR1730 - each first token comes by here
+                self._peak = self._served
+        if now - ttft >= self._grown_at:
+            self._grown_at = -float("inf")
         self._gauge.note(now, ttft)
         if self._refused and now - ttft > self._cut_at:
             self._accepted(now)
@@ -405,6 +428,7 @@ class Window:
         self._cool.until += seconds
         self._cut_at += seconds
         self._next += seconds
+        self._grown_at += seconds
         if self._judged_at is not None:
             self._judged_at += seconds
         if self._first_cut is not None:
@@ -435,12 +459,6 @@ class Window:
         elif now >= self._next:
             self._judge(now)
 
-    def _restart(self, now: float) -> None:
-        self._resize(min(self._size, self._start))
-        self._slow_start, self._episode, self._clean, self._excess = True, None, 0, 0.0
-        self._gauge.restart()
-        self._pacer.start(now, self._ended)
-
     def _leave(self, *, waiting: bool) -> None:
         """One that was counted as waiting or served is no longer in flight."""
         if (waiting and self._waiting) or not self._served:
@@ -470,7 +488,10 @@ class Window:
         self._judged_at = now
         seconds = now - judged_at
         if seconds > IDLE and not self._waiting + self._served:
-            self._restart(now)
+            self._resize(min(self._size, self._start))
+            self._slow_start, self._episode, self._clean, self._excess = True, None, 0, 0.0
+            self._gauge.restart()
+            self._pacer.start(now, self._ended)
         if seconds <= 0 or seconds > IDLE:  # or the clock jumped
             self._gauge.fresh = 0
             return
@@ -478,29 +499,38 @@ class Window:
         fresh = gauge.fresh
         told = gauge.measure(now, seconds, self._waiting)
         self._pacer.grow(now, 0.0 if cooling else min(seconds, 2 * PERIOD), self._ended + self._served)
-        told = told and self._adaptive
+        scale = LEAST_SCALE + (1 - LEAST_SCALE) * min(1.0, self._size / SMALL)
         if self._adaptive:
-            gauge.probe(now, possible=self._full and not cooling)
+            queued = self._size < BOLD and self._excess > LEAST_HIGH
+            gauge.probe(now, possible=(self._full or queued) and not cooling)
             if not fresh and not self._served:
                 return  # nothing is known yet
-            self._excess = self._waiting - SLACK * gauge.unloaded - MARGIN
-            if told and gauge.is_near_base():
+            self._excess = self._waiting - SLACK * gauge.unloaded - MARGIN * scale
+            enough = max(1.0, VETO * self._excess) if self._size < SMALL else 1.0
+            if told >= enough and gauge.is_near_base():
                 self._excess = min(self._excess, 0.0)
         unloaded = gauge.unloaded
-        low, high = max(LEAST_LOW, LOW * unloaded), max(LEAST_HIGH, (HIGH + UNSURE * (gauge.spread - 1)) * unloaded)
+        low = max(LEAST_LOW * scale, LOW * unloaded)
+        high = max(LEAST_HIGH * scale, (HIGH + UNSURE * (gauge.spread - 1)) * unloaded)
         if self._excess > high:
-            self._give_way(now, (low + high) / 2, told=told)
+            self._give_way(now, MARGIN * scale + (low + high) / 2, told=told > 0 and self._adaptive)
         elif self._excess < low:
             self._episode = self._first_cut = None
-            if self._full and not cooling:
+            # Steps that are large must show before the next, else a queue of ours is taken for the usual wait.
+            is_large = self._slow_start or self._size < SMALL
+            shown = not is_large or self._grown_at == -float("inf")
+            if self._full and not cooling and shown:
                 self._take_room(now, (low + high) / 2)
         else:
             self._clean = 0
         self._full = False
+        self._peak_before, self._peak = self._peak, self._served
 
     def _give_way(self, now: float, queue: float, *, told: bool) -> None:
         """We stand in a queue: only so many of us are to."""
         gauge, before = self._gauge, self._limit
+        if self._slow_start and self._size < BOLD:
+            gauge.probe_soon(now)  # it was measured with a whole window at once: too long, where there are few slots
         self._slow_start, self._clean = False, 0
         seen = gauge.median or 0.0
         if self._first_cut is None:
@@ -515,7 +545,7 @@ class Window:
             self._episode = (self._size, seen)
         least = LEAST_OF_EPISODE * self._episode[0]
         if self._size > least:
-            target = self._served + SLACK * gauge.unloaded + MARGIN + queue
+            target = self._served + SLACK * gauge.unloaded + queue
             if target < self._size:
                 self._cuts += 1
                 self._resize(max(least, target))
@@ -532,6 +562,7 @@ class Window:
             if self._clean > STEADY and self._gauge.base is not None:
                 more = min(more * 2.0 ** min(self._clean - STEADY, 10), FAST_GROWTH * self._size)
         self._resize(self._size + max(1.0, more))
+        self._grown_at = now
         if self._limit != before and (self.change is None or self.change.reason == "room"):
             self._changed(now, before, "room")
 
