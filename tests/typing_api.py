@@ -9,6 +9,7 @@ import msgspec
 
 from millstream import (
     LLM,
+    AdaptiveConcurrency,
     AsyncCaller,
     BaseCallbackHandler,
     BaseLanguageModel,
@@ -16,6 +17,7 @@ from millstream import (
     CallOptions,
     ChatMessage,
     Deadlines,
+    Endpoint,
     GenerationChunk,
     HuggingFaceInference,
     InMemoryCache,
@@ -24,7 +26,10 @@ from millstream import (
     Outcome,
     PooledTransport,
     TokenCount,
+    WindowEvent,
+    WindowStatistics,
 )
+from millstream.limiters import Limiter, LocalLimiter, RedisLimiter, limiter_key
 from millstream.testing import FakeEndpoint, Fault
 
 
@@ -45,6 +50,23 @@ class Parrot(LLM):
 class Handler(BaseCallbackHandler):
     async def on_llm_end(self, event: LLMEndEvent, /) -> None:
         print(event.result.text)
+
+    def on_window(self, event: WindowEvent, /) -> None:
+        print(event.lane, event.limit, event.reason)
+
+
+async def callers() -> None:
+    adaptive = AsyncCaller(max_concurrency=AdaptiveConcurrency(start=4, ceiling=200))
+    windows: dict[str, WindowStatistics] = adaptive.statistics().windows
+    print(adaptive.max_concurrency, windows[""].limit)
+    async with RedisLimiter(
+        "redis://localhost", requests_per_minute=600, key=limiter_key("https://h/v1", "k")
+    ) as shared:
+        limiters: list[Limiter] = [shared, LocalLimiter(tokens_per_minute=1000)]
+        for limiter in limiters:
+            AsyncCaller(limiter=limiter)
+    HuggingFaceInference("org/m", endpoints=["https://a", Endpoint("https://b", api_key="k")], max_concurrency="auto")
+    HuggingFaceInference("org/m", provider=["groq", "together"], streaming=False)
 
 
 async def models() -> None:
