@@ -40,7 +40,18 @@ class Permit:
     it; any other is counted as served at once.
     """
 
-    __slots__ = ("_admission", "_held", "_reservation", "_waiting", "lane", "lanes", "sent_at", "served", "window")
+    __slots__ = (
+        "_admission",
+        "_held",
+        "_reservation",
+        "_signals",
+        "_waiting",
+        "lane",
+        "lanes",
+        "sent_at",
+        "served",
+        "window",
+    )
 
     def __init__(
         self,
@@ -55,7 +66,7 @@ class Permit:
         self._admission = admission
         self._reservation = reservation
         self._held = True
-        self._waiting = signals
+        self._waiting = self._signals = signals
         self.window = admission.windows[lane]
         self.lanes = lanes
         """The endpoints that would have done,"""
@@ -82,7 +93,7 @@ class Permit:
         """
         if self._held:
             now = self._settle(tokens_used)
-            self.window.done(now, waiting=self._waiting, tokens=tokens_used)
+            self.window.done(now, waiting=self._waiting, tokens=tokens_used, news=self._waiting or not self._signals)
             self._admission.leave(self, now)
 
     def broken(self, tokens_used: int | None = None) -> None:
@@ -376,21 +387,10 @@ class Admission:
     def _pump(self, now: float) -> None:
         """Give permits to whoever is first, as long as there are any; where time is all that helps, have it kept."""
         while self.waiting:
-            first: _Waiter | None = None
-            lane: str | None = None
-            for queue in self._queues.values():
-                head = next(iter(queue), None)
-                if head is None or (first is not None and head.ticket > first.ticket):
-                    continue
-                free = self._free_lane(head.lanes, now)
-                if free is not None:
-                    first, lane = head, free
-                elif self.in_flight < self.ceiling:
-                    until = self._next_look(head.lanes, now)
-                    if until < (head.until - _SOONER if head.keeps_time else math.inf) and not head.scope:
-                        self._have_time_kept(head, until)
-            if first is None or lane is None:
+            found = self._first(now)
+            if found is None:
                 return
+            first, lane = found
             permit = self._grant(first.lanes, lane, now, first.tokens, signals=first.signals)
             if permit is None:
                 if not first.keeps_time or first.until < math.inf:
@@ -401,6 +401,22 @@ class Admission:
             first.event.set()
             if first.scope is not None:
                 first.scope.cancel()
+
+    def _first(self, now: float) -> tuple[_Waiter, str] | None:
+        """Who has waited longest of those whose endpoint has room, and where; time is kept for the others."""
+        first: tuple[_Waiter, str] | None = None
+        for queue in self._queues.values():
+            head = next(iter(queue), None)
+            if head is None or (first is not None and head.ticket > first[0].ticket):
+                continue
+            lane = self._free_lane(head.lanes, now)
+            if lane is not None:
+                first = head, lane
+            elif self.in_flight < self.ceiling:
+                until = self._next_look(head.lanes, now)
+                if until < (head.until - _SOONER if head.keeps_time else math.inf) and not head.scope:
+                    self._have_time_kept(head, until)
+        return first
 
     def _grant(self, lanes: Lanes, lane: str, now: float, tokens: int, *, signals: bool) -> Permit | None:
         reservation = None

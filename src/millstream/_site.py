@@ -232,7 +232,7 @@ class Site:
         self.lane = ""
         """What the caller knows it by."""
         self.waits_for_replicas = True
-        """Whether a request is held where no replica is up yet. (Where there are others, it does better to go there.)"""
+        """Whether a request is held where no replica is up yet; where there are others, it does better to go there."""
         self.provider = provider
         self._named_model = model
         self._model = DEFAULT_MODEL if model is None else model

@@ -66,11 +66,7 @@ def test_the_outage_is_not_stormed(concurrency: Concurrency, backend: str):
 @pytest.mark.parametrize(
     ("concurrency", "backend"),
     [
-        pytest.param(
-            "auto",
-            "asyncio",
-            marks=pytest.mark.xfail(strict=False, reason="the window doubles past what there was before"),
-        ),
+        ("auto", "asyncio"),
         (SLOTS, "asyncio"),
     ],
     ids=str,

@@ -62,25 +62,18 @@ VARIANTS = {
     "bucket": Variant("leaky-bucket", 10, tells=False),
     "bucket, told": Variant("leaky-bucket", 10, tells=True),
 }
-NOTHING_KNOWN = "where nothing was accepted before a refusal the learned pace is next to nothing, and grows for minutes"
-NOT_ENDED = "without Retry-After nobody knows when a window ends"
 
-
-def variants(**not_yet: str):
-    """The variants, some of which do not hold yet."""
-    marks = {name.replace("_", ", "): pytest.mark.xfail(reason=why) for name, why in not_yet.items()}
-    cases = [
-        pytest.param(variant, backend, id=f"{name}-{backend}", marks=marks.get(name, ()))
+each = pytest.mark.parametrize(
+    ("variant", "backend"),
+    [
+        pytest.param(variant, backend, id=f"{name}-{backend}")
         for name, variant in VARIANTS.items()
         for backend in (("asyncio", "trio") if name == "bucket" else ("asyncio",))
-    ]
-    return pytest.mark.parametrize(("variant", "backend"), cases)
+    ],
+)
 
 
-ALL = {"window": NOTHING_KNOWN, "window_told": NOTHING_KNOWN, "bucket": NOTHING_KNOWN, "bucket_told": NOTHING_KNOWN}
-
-
-@variants()
+@each
 def test_while_nothing_is_taken_nearly_nothing_is_sent(variant: Variant, backend: str):
     endpoint, _ = outcome_of(variant, backend)
     assert attempts_between(endpoint, 0, 1) <= 20
@@ -88,14 +81,14 @@ def test_while_nothing_is_taken_nearly_nothing_is_sent(variant: Variant, backend
     assert OPENS <= min(endpoint.accepted_at) <= OPENS + 5
 
 
-@variants(window=NOT_ENDED)
+@each
 def test_few_are_refused(variant: Variant, backend: str):
     endpoint, _ = outcome_of(variant, backend)
     refused = sum(count for second, count in endpoint.refusals_at.items() if second >= 1)
     assert refused <= 0.03 * attempts_between(endpoint, 1, ENDS)
 
 
-@variants(**ALL)
+@each
 def test_the_quota_is_used(variant: Variant, backend: str):
     endpoint, _ = outcome_of(variant, backend)
     recovered = min(endpoint.accepted_at)
@@ -104,7 +97,7 @@ def test_the_quota_is_used(variant: Variant, backend: str):
     assert accepted >= 0.95 * PER_MINUTE * 10
 
 
-@variants(**ALL)
+@each
 def test_nobody_starves(variant: Variant, backend: str):
     _, done = outcome_of(variant, backend)
     assert min(done) >= 2

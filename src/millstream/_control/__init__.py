@@ -5,6 +5,7 @@ Pure: times are arguments (monotonic seconds), chance is a function given, nothi
 
 from __future__ import annotations
 
-from millstream._control._window import RejectKind, Window, WindowChange, WindowStatistics
+from millstream._control._facts import RejectKind, WindowChange, WindowStatistics
+from millstream._control._window import Window
 
 __all__ = ["RejectKind", "Window", "WindowChange", "WindowStatistics"]

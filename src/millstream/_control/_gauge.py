@@ -156,6 +156,11 @@ class Gauge:
         """Not before the next judgement."""
         self._base_at = min(self._base_at, now - PROBE_EVERY)
 
+    def put_off(self, now: float) -> None:
+        """Of an endpoint that begins anew with one request, the first tokens are those without load anyway."""
+        self._base_at = max(self._base_at, now)
+        self.probe_since = None
+
     def raise_base(self, seconds: float) -> None:
         """A time that no cut makes shorter is one without our load."""
         if self.base is not None:

@@ -166,6 +166,11 @@ class Pacer:
             return
         began, before = self._before
         accepted -= self._taken
+        if accepted <= before:  # nothing was accepted before: nothing is known of the rate
+            self._learned = None
+            self._epoch, self._again = (now, accepted), False
+            self._set_rate(now)
+            return
         estimate = self._kept * max(1, accepted - before) / max(1.0, now - began)
         if not self._again:
             estimate = max(learned, estimate if self._most is None else min(estimate, self._kept * self._most))

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isfinite, sqrt
-from typing import Literal
-
-import msgspec
 
 from millstream._control._cool_down import MAX_COOL, CoolDown
+from millstream._control._facts import Reason, RejectKind, WindowChange, WindowStatistics
 from millstream._control._gauge import Gauge
 from millstream._control._pacer import Pacer
 from millstream._headers import StatedLimits
 
-__all__ = ["RejectKind", "Window", "WindowChange", "WindowStatistics"]
+__all__ = ["Window"]
 
-RejectKind = Literal["rate", "overload", "loading"]
-Reason = Literal["room", "queue", "overload", "rate", "loading", "unreachable", "recovered", "stated"]
 
 # These figures, as those of the parts beside, were chosen in the simulation (`python -m benchmarks.governor`), in which
 # results hardly change with neighbouring values.
@@ -86,49 +82,14 @@ ASK_AGAIN = 5.0
 is too early, once, and the refusal tells how long to wait; of a bucket that fills up drop by drop the reset is when it
 is full (OpenAI's), and silence until then would waste it all."""
 
+STALE = 30.0
+"""Seconds. What was known before a cut is of use to the outage that it began, and not to a later one."""
+
 IDLE = 300.0
 """Seconds without a request, after which what was learned is as old as a guess: start again."""
 
 MEAN = 0.05
 """The share of the last answer in the mean of tokens."""
-
-
-class WindowChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What the window did last, and why."""
-
-    before: int
-    """How many might be in flight before,"""
-    limit: int
-    """and now."""
-    reason: Reason
-    pace: float | None
-    """Requests a second; None: they are not paced."""
-    cool_for: float
-    """Seconds from now in which nothing is sent; 0: none."""
-
-
-class WindowStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the window stands."""
-
-    limit: int
-    waiting: int
-    """In flight, without a first token."""
-    served: int
-    """In flight, with one (or of a kind that tells none)."""
-    arrival_rate: float
-    """First tokens a second."""
-    base: float | None
-    """Seconds to the first token without load; None: not known yet."""
-    excess: float
-    """How many of our requests stand in the server's queue, by the last judgement."""
-    pace: float | None
-    """Requests a second; None: they are not paced."""
-    cool_until: float
-    """Nothing is sent before; a monotonic time, perhaps long past."""
-    cuts: int
-    probes: int
-    """How often the time without load was measured anew."""
-    rejected: int
 
 
 class Window:
@@ -167,6 +128,8 @@ class Window:
         "_gauge",
         "_grown_at",
         "_judged_at",
+        "_known",
+        "_known_at",
         "_limit",
         "_lone",
         "_lone_is_out",
@@ -225,6 +188,8 @@ class Window:
         self._streak = 0  # epochs of rejections without a success between
         self._refused = False  # for a rate, and none that left since was accepted
         self._unanswered = 0
+        self._known = float("inf")  # how many there were before the first of some cuts: slow start stops there
+        self._known_at = 0.0
         self._lone = False  # one at a time, until an answer comes
         self._lone_is_out = False
         self._resize(self._start)
@@ -312,7 +277,9 @@ class Window:
             self._answered(now)
         if not self._waiting:
             # In slow start the answers to a full window are all there is to know: the next step need not wait.
-            if now >= self._next or (self._slow_start and self._full and self._adaptive):
+            if now >= self._next or (
+                self._slow_start and self._full and self._adaptive and self._known == float("inf")
+            ):
                 self._judge(now)
         elif now >= self._next:
             if self._due:
@@ -320,20 +287,22 @@ class Window:
             else:  # more of the same bunch may come at this moment: who waits is not known yet
                 self._due, self._next = True, now + BUNCH
 
-    def done(self, now: float, *, waiting: bool, tokens: int | None = None) -> None:
+    def done(self, now: float, *, waiting: bool, tokens: int | None = None, news: bool = True) -> None:
         """It ended well.
 
         Args:
             now: the time.
             waiting: whether its first token was never told.
             tokens: what it used of a quota of tokens; None: not known.
+            news: whether this is the first sign that it was accepted. The end of an answer that began long ago says
+                nothing about how the endpoint is now.
         """
         self._leave(waiting=waiting)
         self._ended += 1
         if tokens is not None:
             mean = self._mean_tokens
             self._mean_tokens = float(tokens) if mean is None else mean + MEAN * (tokens - mean)
-        if self._streak or self._unanswered or self._lone:
+        if news and (self._streak or self._unanswered or self._lone):
             self._answered(now)
         if self._refused and self._gauge.base is None:  # nobody tells when it left
             self._accepted(now)
@@ -379,7 +348,7 @@ class Window:
             self._refused = True
         elif kind == "overload":
             self._shrink(in_flight)
-        if kind == "loading" or (kind == "overload" and self._streak >= 2):
+        if kind == "loading" or self._streak >= 2:
             self._lone, self._lone_is_out = True, False
         if wait is not None:
             self._cool.told(now, wait)
@@ -477,6 +446,7 @@ class Window:
         self._streak = self._unanswered = 0
         if self._lone:
             self._lone = False
+            self._gauge.put_off(now)
             self._changed(now, 1, "recovered")
 
     def _judge(self, now: float) -> None:
@@ -490,6 +460,7 @@ class Window:
         if seconds > IDLE and not self._waiting + self._served:
             self._resize(min(self._size, self._start))
             self._slow_start, self._episode, self._clean, self._excess = True, None, 0, 0.0
+            self._known = float("inf")
             self._gauge.restart()
             self._pacer.start(now, self._ended)
         if seconds <= 0 or seconds > IDLE:  # or the clock jumped
@@ -557,6 +528,9 @@ class Window:
         self._clean += 1
         if self._slow_start:
             more = self._size * (1.0 if self._size < BOLD else 0.5)
+            if self._adaptive and self._size + more >= self._known:
+                self._slow_start = False
+                more = self._known - self._size
         else:
             more = max(1.0, min(queue - self._excess, GROWTH * sqrt(self._size)))
             if self._clean > STEADY and self._gauge.base is not None:
@@ -577,6 +551,8 @@ class Window:
             self._slow_start = False
             kept = BLIND_CUT if self._gauge.base is None or not self._adaptive else CUT
             self._resize(kept * min(self._size, in_flight))
+            if self._known == float("inf") or self._size > self._known or self._cut_at > self._known_at + STALE:
+                self._known, self._known_at = self._size, self._cut_at
 
     def _resize(self, size: float) -> None:
         self._size = max(1.0, min(size, self._ceiling, self._told_ceiling))
