@@ -38,6 +38,8 @@ __all__ = ["AsyncCaller", "CallObserver", "CallerOptions", "CallerOutcome", "Cal
 T = TypeVar("T")
 ItemT = TypeVar("ItemT")
 
+_GOES_FIRST = 3
+"""A call that was refused is the first to go again, so many times: one that is always refused must not hold up all."""
 _NO_OPTIONS = CallerOptions()
 
 
@@ -254,7 +256,7 @@ class AsyncCaller:
         """A permit, in its turn; who was admitted before goes first."""
         admission, options = self._admission, call.options
         self._retrying.check_hold(call)
-        tokens, front = options.tokens or 0, call.attempts > 0
+        tokens, front = options.tokens or 0, 0 < call.attempts <= _GOES_FIRST
         if call.queue is None:
             return await admission.acquire(call.lanes, tokens, signals=options.signals, front=front)
         with anyio.CancelScope(deadline=_clock.monotonic() + call.queue):

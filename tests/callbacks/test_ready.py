@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from millstream._control import WindowChange
 from millstream._errors import ReadError
 from millstream._results import GenerationChunk, LLMResult, Usage
 from millstream.callbacks import CallbackManager, ConsoleCallbackHandler, LoggingCallbackHandler
@@ -17,6 +18,9 @@ async def tell_everything(handler, prompt="the prompt", answer="the answer"):
     manager = CallbackManager([handler])
     failed, run = manager.on_llm_start(LLM, [prompt, prompt])
     await failed.on_rate_limit(429, 2.5)
+    await failed.on_rate_limit(None, None, "overload")
+    change = WindowChange(before=8, limit=6, reason="overload", pace=None, cool_for=0.5)
+    await failed.on_window("", change)
     await failed.on_retry(1, 0.25, ReadError("cut off: the prompt"))
     await failed.on_llm_error(ReadError("cut off: the prompt"))
     await run.on_attempt(1)
@@ -69,7 +73,9 @@ async def test_logs_have_no_text_unless_asked(caplog):
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("DEBUG", f"run {failed}: start"),
         ("DEBUG", f"run {run}: start"),
-        ("INFO", f"run {failed}: the server answered 429, asks to wait 2.5 s"),
+        ("INFO", f"run {failed}: the server answered 429 (rate), asks to wait 2.5 s"),
+        ("INFO", f"run {failed}: the server did not answer in time (overload)"),
+        ("INFO", "window: 8 -> 6 in flight (overload), nothing for 0.50 s"),
         ("INFO", f"run {failed}: attempt 1 failed by ReadError, next in 0.25 s"),
         ("INFO", f"run {failed}: ReadError"),
         ("DEBUG", f"run {run}: attempt 1"),

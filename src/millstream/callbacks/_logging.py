@@ -13,6 +13,7 @@ from millstream._events import (
     RateLimitEvent,
     RetryEvent,
     TextEvent,
+    WindowEvent,
 )
 from millstream.callbacks._base import BaseCallbackHandler
 
@@ -22,7 +23,7 @@ _EXCERPT = 200  # characters of a text in one line
 
 
 class LoggingCallbackHandler(BaseCallbackHandler):
-    """Logs runs: ends, errors, retries and rate limits at INFO, the rest at DEBUG; never single tokens.
+    """Logs runs: ends, errors, retries, rate limits and windows that shrink at INFO, the rest at DEBUG; never tokens.
 
     Args:
         logger: where to; None: the logger ``millstream.runs``.
@@ -60,7 +61,16 @@ class LoggingCallbackHandler(BaseCallbackHandler):
 
     def on_rate_limit(self, event: RateLimitEvent, /) -> None:
         asked = "" if event.retry_after is None else f", asks to wait {event.retry_after:g} s"
-        self._logger.info("run %s: the server answered %d%s", event.run_id, event.status_code, asked)
+        what = "did not answer in time" if event.status_code is None else f"answered {event.status_code}"
+        self._logger.info("run %s: the server %s (%s)%s", event.run_id, what, event.kind, asked)
+
+    def on_window(self, event: WindowEvent, /) -> None:
+        lane = f" of {event.lane}" if event.lane else ""
+        pace = "" if event.pace is None else f", {event.pace:.2g} a second"
+        pause = f", nothing for {event.cool_for:.2f} s" if event.cool_for else ""
+        level = logging.DEBUG if event.reason == "room" else logging.INFO
+        told = (lane, event.before, event.limit, event.reason, pace, pause)
+        self._logger.log(level, "window%s: %d -> %d in flight (%s)%s%s", *told)
 
     def on_cache_hit(self, event: CacheHitEvent, /) -> None:
         self._logger.debug("run %s: %s", event.run_id, "shared" if event.shared else "cached")

@@ -20,7 +20,7 @@ __all__ = ["RecordingCallbackHandler"]
 
 
 class RecordingCallbackHandler(BaseCallbackHandler):
-    """Keeps every event.
+    """Keeps every event of the runs themselves (`on_window` tells of the caller that they share).
 
     Attributes:
         events: all of them, in the order of being told.
