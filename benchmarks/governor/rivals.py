@@ -162,7 +162,12 @@ class Aimd(Counting):
 
 
 class Gradient2(Counting):
-    """`Gradient2Limit` of Netflix' concurrency-limits, on the time to the first token. It looks at no losses."""
+    """`Gradient2Limit` of Netflix' concurrency-limits, on the time to the first token.
+
+    It looks at no losses. Who is rejected waits inside its slot, else it would be nothing but a storm of rejections.
+    """
+
+    holds_slot = True
 
     def __init__(self, random: Random, *, most: float = 2000, tolerance: float = 1.5, queue: float = 4) -> None:
         super().__init__(random)
@@ -194,6 +199,7 @@ class AwsAdaptive(Counting):
         super().__init__(random)
         self._most = most
         self._enabled = False
+        self._has_heads = False  # whether the head of an answer is seen, which is the success, or only its end
         self._capacity = self._fill_rate = self._tokens = 0.0
         self._filled_at = self._throttled_at = 0.0
         self._max_rate = self._time_window = 0.0
@@ -211,10 +217,19 @@ class AwsAdaptive(Counting):
 
     def sent(self, now: float) -> None:
         super().sent(now)
-        self._tokens -= 1
+        if self._enabled:
+            self._tokens -= 1
 
     def first_token(self, now: float, ttft: float) -> None:
-        """The head of an answer: a success."""
+        self._has_heads = True
+        self._succeeded(now)
+
+    def done(self, now: float, waiting: bool, tokens: int) -> None:
+        super().done(now, waiting, tokens)
+        if not self._has_heads:
+            self._succeeded(now)
+
+    def _succeeded(self, now: float) -> None:
         self._measure(now)
         since = now - self._throttled_at
         self._set_rate(now, min(0.4 * (since - self._time_window) ** 3 + self._max_rate, 2 * self._measured))

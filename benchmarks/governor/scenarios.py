@@ -260,7 +260,7 @@ def _draw(random: Random, number: int, seconds: float) -> Scenario:
     )
 
 
-QUICK_SECONDS, QUICK_DRAWN = 75.0, 6
+QUICK_SECONDS, QUICK_DRAWN = 180.0, 12
 DRAWN = 60
 
 
