@@ -83,7 +83,7 @@ class Best:
     """and the figures of twice that width."""
 
 
-def best_of(sweep: dict[Width, Figures]) -> Best:
+def best_of(sweep: dict[Width, Figures], same: float = SAME) -> Best:
     most = max(each.tokens for each in sweep.values())
-    width = min(width for width, each in sweep.items() if isinstance(width, int) and each.tokens >= SAME * most)
+    width = min(width for width, each in sweep.items() if isinstance(width, int) and each.tokens >= same * most)
     return Best(most, width, sweep.get(2 * width))

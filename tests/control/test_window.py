@@ -180,6 +180,15 @@ def test_before_few_slots_hardly_one_waits(slots):
     assert slots <= tiny(slots, 100).limit <= slots + 2
 
 
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_what_was_measured_with_a_whole_window_at_once_is_corrected(slots):
+    window = tiny(slots, 100)
+    statistics = window.statistics(200.0)
+    assert statistics.probes >= 1
+    assert statistics.base is not None
+    assert statistics.base < 0.5
+
+
 def test_slow_first_tokens_of_a_few_are_no_queue():
     endpoint = grown()
     window = endpoint.window

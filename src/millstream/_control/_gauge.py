@@ -32,6 +32,10 @@ PROBE_SAMPLES, PROBE_SECONDS, MAX_PROBE_SECONDS, PRIOR = 8, 3.0, 10.0, 3
 """First tokens of such a measurement; after how long at least, and (where a queue is seen, which may be of others) at
 most, it is given up; and for how many first tokens the time counts that was known before."""
 
+FIRST_PROBE_SECONDS = 12.0
+"""The same for the first one in a small window, since it costs nothing there. (Not for more: who has neighbours would
+give way to them for good.)"""
+
 
 def median(values: list[float]) -> float:
     ordered = sorted(values)
@@ -132,19 +136,26 @@ class Gauge:
     def is_near_base(self) -> bool:
         return self.median is not None and self.base is not None and self.median <= NEAR * self.base + NEAR_SECONDS
 
-    def probe(self, now: float, *, possible: bool) -> None:
-        """Begins, ends or gives up the measurement of the time without load, where it is due and `possible`."""
+    def probe(self, now: float, *, possible: bool, free: bool) -> None:
+        """Begins, ends or gives up the measurement of the time without load, where it is due and `possible`.
+
+        `free`: it costs no goodput, so there is time for a queue to go away before.
+        """
         base = self.base
         if base is None:
             return
         if self.probe_since is None:
             if possible and now - self._base_at > PROBE_EVERY:
                 self.probe_since = now
-                self._probe_until = now + max(PROBE_SECONDS, 4 * base, min(MAX_PROBE_SECONDS, 2 * (self.median or 0.0)))
+                least = FIRST_PROBE_SECONDS if free and not self.probes else PROBE_SECONDS
+                self._probe_until = now + max(least, 4 * base, min(MAX_PROBE_SECONDS, 2 * (self.median or 0.0)))
                 self._probe_samples = []
         elif len(self._probe_samples) >= PROBE_SAMPLES:
             count = len(self._probe_samples)
-            self.base = base + count / (count + PRIOR) * (median(self._probe_samples) - base)
+            found = median(self._probe_samples)
+            # The first one was measured with a whole window at once: too long, where there are few slots.
+            prior = 0 if free and found < base and not self.probes else PRIOR
+            self.base = base + count / (count + prior) * (found - base)
             self._base_at, self._probed = now, self.base
             self.probe_since = None
             self.probes += 1

@@ -473,7 +473,7 @@ class Window:
         scale = LEAST_SCALE + (1 - LEAST_SCALE) * min(1.0, self._size / SMALL)
         if self._adaptive:
             queued = self._size < BOLD and self._excess > LEAST_HIGH
-            gauge.probe(now, possible=(self._full or queued) and not cooling)
+            gauge.probe(now, possible=(self._full or queued) and not cooling, free=self._size < SMALL)
             if not fresh and not self._served:
                 return  # nothing is known yet
             self._excess = self._waiting - SLACK * gauge.unloaded - MARGIN * scale
