@@ -35,6 +35,7 @@ from .scenarios import (
 )
 
 LOCAL_TOKENS = 32
+MOST_WIDTH = 32
 LOCAL_SAME = 0.95
 """As `SAME`, of an engine on a CPU: a few answers a second say no more."""
 
@@ -239,8 +240,8 @@ def llamacpp(effort: Effort) -> list[Result]:
             ask(server.url, slots, chat(0), 1.0, **options)
             point, warm_up = effort.local_point, effort.local_warm_up
             sweep = sweep_of(server.url, LOCAL_WIDTHS[slots], chat(1), point, warm_up, **options)
-            best = best_of(sweep, LOCAL_SAME)
-            if best.double is None:  # the widest was the best: its double is what waits are held against
+            # Where the widest is the best: waits are held against those of its double.
+            while (best := best_of(sweep, LOCAL_SAME)).double is None and best.width < MOST_WIDTH:
                 sweep |= sweep_of(server.url, (2 * best.width,), chat(1), point, warm_up, **options)
             log = ask(server.url, "auto", chat(2), effort.local_adaptive, **options)
             name = f"llama.cpp, {slots} {'slot' if slots == 1 else 'slots'}"
