@@ -193,8 +193,8 @@ class Admission:
         """Permits that are held."""
         self.on_room: set[Callable[[], None]] = set()
         """Called when there may be room for more than before. They must not raise."""
-        self.changes: deque[tuple[str, WindowChange]] = deque(maxlen=_KEPT_CHANGES)
-        """What the windows did and nobody was told yet, with their lanes."""
+        self.changes: deque[tuple[str, WindowChange, float]] = deque(maxlen=_KEPT_CHANGES)
+        """What the windows did and nobody was told yet: in which lane, what, and when (`_clock.steady_time`)."""
         self._make_window = make_window
         self._queues: dict[Lanes, _Queue] = {}
         self._tickets = itertools.count()
@@ -322,7 +322,7 @@ class Admission:
 
     def _note_change(self, window: Window, lane: str) -> None:
         if window.change is not None:
-            self.changes.append((lane, window.change))
+            self.changes.append((lane, window.change, _clock.steady_time()))
             window.change = None
         for listener in tuple(self.on_room):
             listener()

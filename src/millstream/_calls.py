@@ -26,8 +26,8 @@ class CallObserver(Protocol):
     async def retry(self, number: int, delay: float, error: Exception, /) -> None:
         """Attempt `number` failed with `error`; in `delay` seconds, or when there is room then, follows another."""
 
-    async def window(self, lane: str, change: WindowChange, /) -> None:
-        """The number in flight, the pace or the cool-down of an endpoint has changed."""
+    async def window(self, lane: str, change: WindowChange, time: float, /) -> None:
+        """The number in flight, the pace or the cool-down of an endpoint has changed, at `time` (``time.monotonic``)."""
 
 
 class CallerOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -153,10 +153,10 @@ class Run:
             await self._run.on_rate_limit(getattr(error, "status_code", None), told, kind)
         await self._run.on_retry(number, delay, error)
 
-    async def window(self, lane: str, change: WindowChange, /) -> None:
+    async def window(self, lane: str, change: WindowChange, time: float, /) -> None:
         """For the caller: tell what it does about an endpoint's limits."""
         if self._run is not None:
-            await self._run.on_window(lane, change)
+            await self._run.on_window(lane, change, time)
 
     async def _find(self) -> LLMResult:
         cache = self._model.cache

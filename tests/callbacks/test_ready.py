@@ -20,7 +20,7 @@ async def tell_everything(handler, prompt="the prompt", answer="the answer"):
     await failed.on_rate_limit(429, 2.5)
     await failed.on_rate_limit(None, None, "overload")
     change = WindowChange(before=8, limit=6, reason="overload", pace=None, cool_for=0.5)
-    await failed.on_window("", change)
+    await failed.on_window("", change, 5.0)
     await failed.on_retry(1, 0.25, ReadError("cut off: the prompt"))
     await failed.on_llm_error(ReadError("cut off: the prompt"))
     await run.on_attempt(1)

@@ -65,7 +65,7 @@ class Recorder:
     async def retry(self, number: int, delay: float, error: Exception) -> None:
         self.told.append((number, delay, type(error)))
 
-    async def window(self, lane: str, change: WindowChange) -> None:
+    async def window(self, lane: str, change: WindowChange, time: float) -> None:
         self.told.append((lane, change.reason))
 
 

@@ -302,11 +302,11 @@ class CallbackManagerForLLMRun:
             event = RateLimitEvent(**self._facts(), status_code=status_code, retry_after=retry_after, kind=kind)
             await self._tell("on_rate_limit", event)
 
-    async def on_window(self, lane: str, change: WindowChange) -> None:
-        """The caller changed what it sends to the endpoint `lane`."""
+    async def on_window(self, lane: str, change: WindowChange, time: float) -> None:
+        """The caller changed what it sends to the endpoint `lane`, at `time` (seconds, ``time.monotonic``)."""
         if "on_window" in self._index and not self._ended:
             event = WindowEvent(
-                **self._facts(),
+                **{**self._facts(), "time": time},
                 lane=lane,
                 before=change.before,
                 limit=change.limit,
