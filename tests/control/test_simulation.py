@@ -69,6 +69,12 @@ def test_processes_come_to_equal_parts(name: str):
     assert outcome(name, OURS).jain >= 0.8
 
 
+@pytest.mark.parametrize(("name", "seed"), [("greedy neighbour", 6), ("four independent processes", 2)])
+def test_clients_in_one_queue_do_not_drive_each_other_up(name: str, seed: int):
+    """Each sees the queue of the others: taken for the endpoint's own time, it let windows grow to their ceilings."""
+    assert run(BY_NAME[name], OURS, seed).ttft(0.99) <= 20.0
+
+
 def test_endpoints_at_random_that_nothing_was_tuned_for():
     """A few of moderate size: the whole draw of the benchmark takes minutes."""
     few = [one for one in drawn(40, seed=SEED) if most_a_second(one) < 40][:10]

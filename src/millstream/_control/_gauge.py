@@ -25,8 +25,8 @@ FIRST_PROBE, PROBE_EVERY = 15.0, 60.0
 was measured at an idle endpoint, and models and neighbours change."""
 
 MAX_RAISE = 1.6
-"""Times the time without load, as last measured: more is never taken for it. Two clients that each took the other's
-queue for the endpoint's own time would grow without end."""
+"""Times the least time without load that was ever measured: no more is taken for it because a cut was in vain. Two
+clients that each took the other's queue for the endpoint's own time would grow without end."""
 
 PROBE_SAMPLES, PROBE_SECONDS, MAX_PROBE_SECONDS, PRIOR = 8, 3.0, 10.0, 3
 """First tokens of such a measurement; after how long at least, and (where a queue is seen, which may be of others) at
@@ -83,7 +83,7 @@ class Gauge:
         self._samples: list[float] = []
         self._periods = 0
         self._base_at = 0.0
-        self._probed = 0.0  # the time without load, as last measured
+        self._probed = 0.0  # the least time without load that was measured
         self._probe_until = 0.0
         self._probe_samples: list[float] = []
 
@@ -100,7 +100,8 @@ class Gauge:
         """Of the `seconds` since the last time, now that so many are `waiting`. The new median's count, 0: none."""
         if seconds > 0:
             rate = self.fresh / seconds
-            self._sent_rate = max(0, self.fresh + waiting - self._waited) / seconds
+            sent = max(0, self.fresh + waiting - self._waited) / seconds
+            self._sent_rate += min(1.0, seconds / max(seconds, self.base or 0.0)) * (sent - self._sent_rate)
             self._waited = waiting
             smooth = max(RATE_SECONDS, self.base or 0.0)
             self.rate = rate if not self.rate else self.rate + min(1.0, seconds / smooth) * (rate - self.rate)
@@ -129,7 +130,8 @@ class Gauge:
     def unloaded(self) -> float:
         """How many wait where the server's queue is empty, by Little's law.
 
-        After a pause they come sooner than a smoothed rate of first tokens can tell: so many as were sent lately.
+        After a pause a smoothed rate of first tokens is too low: then it is that at which they were sent, over as long
+        as they wait.
         """
         return max(self.rate, self._sent_rate) * (self.base or 0.0) * self.spread
 
@@ -156,7 +158,7 @@ class Gauge:
             # The first one was measured with a whole window at once: too long, where there are few slots.
             prior = 0 if free and found < base and not self.probes else PRIOR
             self.base = base + count / (count + prior) * (found - base)
-            self._base_at, self._probed = now, self.base
+            self._base_at, self._probed = now, min(self._probed, self.base)
             self.probe_since = None
             self.probes += 1
         elif now > self._probe_until:

@@ -488,7 +488,7 @@ class Window:
         elif self._excess < low:
             self._episode = self._first_cut = None
             # Steps that are large must show before the next, else a queue of ours is taken for the usual wait.
-            is_large = self._slow_start or self._size < SMALL
+            is_large = self._slow_start or self._size < SMALL or (gauge.base or 0.0) > PERIOD
             shown = not is_large or self._grown_at == -float("inf")
             if self._full and not cooling and shown:
                 self._take_room(now, (low + high) / 2)
