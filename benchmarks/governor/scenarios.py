@@ -221,7 +221,7 @@ MORE = (
 
 
 def drawn(count: int, seed: int, seconds: float = 300.0) -> list[Scenario]:
-    """Endpoints at random: nothing was tuned for them."""
+    """Endpoints at random."""
     random = Random(f"draw {seed}")
     return [_draw(random, number, seconds) for number in range(count)]
 
@@ -271,7 +271,8 @@ def table(*, quick: bool) -> list[Scenario]:
 
 
 def draw(seed: int, *, quick: bool) -> list[Scenario]:
-    """Those at random."""
+    """Those at random. Not the draws of the seeds 1, 7 and 2027: those have had a part in the tuning."""
+    seed += 100_000
     return drawn(QUICK_DRAWN, seed, QUICK_SECONDS) if quick else drawn(DRAWN, seed)
 
 

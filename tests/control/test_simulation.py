@@ -9,7 +9,7 @@ import pytest
 from benchmarks.governor.scenarios import FIRST, ORACLE, OURS, Outcome, Scenario, drawn, run
 
 SECONDS = 900.0
-SEED = 2027
+SEED = 31337  # none of those that were looked at when the rules were tuned
 # Half of the big server is as big as it needs to be here; all others are as in the benchmark.
 BY_NAME = {one.name: one if one.slots < 1000 else one.scaled(one.seconds, 0.5) for one in FIRST}
 BOUNDED, UNBOUNDED = FIRST[0], FIRST[1]
