@@ -66,7 +66,7 @@ class Permit:
         self._admission = admission
         self._reservation = reservation
         self._held = True
-        self._waiting = self._signals = signals
+        self._waiting = signals
         self.window = admission.windows[lane]
         self.lanes = lanes
         """The endpoints that would have done,"""
@@ -93,14 +93,14 @@ class Permit:
         """
         if self._held:
             now = self._settle(tokens_used)
-            self.window.done(now, waiting=self._waiting, tokens=tokens_used, news=self._waiting or not self._signals)
+            self.window.done(now, waiting=self._waiting, tokens=tokens_used, sent_at=self.sent_at)
             self._admission.leave(self, now)
 
     def broken(self, tokens_used: int | None = None) -> None:
         """It ended otherwise, by something that tells nothing about the endpoint: cancelled, or its own fault."""
         if self._held:
             now = self._settle(tokens_used)
-            self.window.broken(now, waiting=self._waiting)
+            self.window.broken(now, waiting=self._waiting, sent_at=self.sent_at)
             self._admission.leave(self, now)
 
     def rejected(self, kind: RejectKind, retry_after: float | None, tokens_used: int | None = 0) -> None:
@@ -114,7 +114,7 @@ class Permit:
         """The endpoint could not be reached, or failed where another may not: some in a row, and it is left alone."""
         if self._held:
             now = self._settle(tokens_used)
-            self.window.unreachable(now, waiting=self._waiting)
+            self.window.unreachable(now, waiting=self._waiting, sent_at=self.sent_at)
             self._admission.leave(self, now)
 
     def give_back(self) -> None:
@@ -196,6 +196,8 @@ class Admission:
         self.changes: deque[tuple[str, WindowChange, float]] = deque(maxlen=_KEPT_CHANGES)
         """What the windows did and nobody was told yet: in which lane, what, and when (`_clock.steady_time`)."""
         self._make_window = make_window
+        self.fresh_window = make_window()
+        """What a lane begins with."""
         self._queues: dict[Lanes, _Queue] = {}
         self._tickets = itertools.count()
         self._loop: Any = None
@@ -260,7 +262,7 @@ class Admission:
         except BaseException:
             if waiter.permit is not None:
                 waiter.permit.give_back()
-            elif waiter in queue:
+            elif self._queues.get(lanes) is queue and waiter in queue:  # a forked process has queues of its own
                 self._leave_queue(queue, waiter)
                 if self.waiting and not self.closed:
                     self._pump(self.now())  # it may have kept the time
@@ -337,8 +339,9 @@ class Admission:
         return window
 
     def room(self, lanes: Lanes = ("",)) -> int:
-        """How many may be in flight now, 1 or more."""
-        return max(1, min(self.ceiling, sum(self.window(lane).limit for lane in lanes)))
+        """How many may be in flight now, 1 or more. A lane that was not used yet has room for what it begins with."""
+        windows = (self.windows.get(lane) or self.fresh_window for lane in lanes)
+        return max(1, min(self.ceiling, sum(window.limit for window in windows)))
 
     def cool_until(self, lanes: Lanes) -> float:
         """Until when none of `lanes` sends at all; a time on the event loop's clock, perhaps long past."""

@@ -158,7 +158,7 @@ class AsyncCaller:
             OptionValueError: `CallerOptions.tokens` is more than `tokens_per_minute`.
             ClosedError, DeadlineError, Exception: see `call`.
         """
-        lease = await self._call(options, options.signals, function, args)
+        lease = await self._call(options, function, args)
         used: int | None = None
         try:
             if options.settle is not None:
@@ -176,14 +176,16 @@ class AsyncCaller:
         Raises:
             OptionValueError, ClosedError, DeadlineError, Exception: see `call_with_options`.
         """
-        lease = await self._call(options, options.signals, function, args)
+        lease = await self._call(options, function, args)
         if options.signals:
             lease._permit.first_token()
         return lease
 
     async def _call(
-        self, options: CallerOptions, signals: bool, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]
+        self, options: CallerOptions, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]
     ) -> Lease[T]:
+        if not options.lanes:
+            raise OptionValueError("lanes names at least one endpoint; the usual one is ''")
         deadlines = self.deadlines if options.deadlines is None else options.deadlines
         bounded = deadlines.total is not None or options.deadline is not None
         call = Call(options, deadlines.queue, RetrySchedule(self.retry_policy, bounded=bounded))
@@ -283,8 +285,9 @@ class AsyncCaller:
     async def _tell_changes(self, call: Call) -> None:
         """Tell what the windows did to whoever listens next."""
         changes = self._admission.changes
-        while changes and call.options.observer is not None:
-            await call.options.observer.window(*changes.popleft())
+        observer = call.options.observer
+        while changes and observer is not None and observer.hears_windows:
+            await observer.window(*changes.popleft())
 
     async def _back_off(self, delay: float) -> None:
         closing = anyio.Event()
@@ -349,7 +352,7 @@ class AsyncCaller:
         """How things stand now."""
         admission, limiter = self._admission, self._limiter
         now = admission.now()
-        windows = admission.windows or {"": admission.window("")}
+        windows = admission.windows or {"": admission.fresh_window}
         return CallerStatistics(
             in_flight=admission.in_flight,
             waiting=admission.waiting,

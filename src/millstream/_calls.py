@@ -26,8 +26,13 @@ class CallObserver(Protocol):
     async def retry(self, number: int, delay: float, error: Exception, /) -> None:
         """Attempt `number` failed with `error`; in `delay` seconds, or when there is room then, follows another."""
 
+    @property
+    def hears_windows(self) -> bool:
+        """Whether it wants `window`; else that is told to another call's observer."""
+        ...
+
     async def window(self, lane: str, change: WindowChange, time: float, /) -> None:
-        """The number in flight, the pace or the cool-down of an endpoint has changed, at `time` (``time.monotonic``)."""
+        """What is sent to an endpoint, how fast or when has changed, at `time` (seconds, ``time.monotonic``)."""
 
 
 class CallerOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -220,14 +220,20 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
     async def _generate_at(
         self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> LLMResult:
-        _lane.set(lane)
-        return await self._generate(prompt, options, run)
+        token = _lane.set(lane)
+        try:
+            return await self._generate(prompt, options, run)
+        finally:
+            _lane.reset(token)
 
     async def _open_stream_at(
         self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> ChunkSource:
-        _lane.set(lane)
-        return await self._open_stream(prompt, options, run)
+        token = _lane.set(lane)
+        try:
+            return await self._open_stream(prompt, options, run)
+        finally:
+            _lane.reset(token)
 
     @property
     def _site(self) -> Site:

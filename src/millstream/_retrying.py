@@ -13,7 +13,14 @@ from millstream._admission import Admission, Lanes, Permit, others
 from millstream._backoff import NO_CONNECTION, WRONG_ADDRESS, RetryBudget, RetrySchedule, Verdict, classify, retry_after
 from millstream._calls import CallerOptions
 from millstream._config import RetryPolicy
-from millstream._errors import StatusError
+from millstream._errors import (
+    DeadlineError,
+    ProtocolError,
+    ReadError,
+    StatusError,
+    StreamInterruptedError,
+    WriteError,
+)
 from millstream.limiters import Limiter
 
 __all__ = ["Call", "Retrying", "end_failed"]
@@ -65,6 +72,13 @@ def end_failed(permit: Permit, error: BaseException, verdict: Verdict) -> None:
         case _:
             # An endpoint that fails one request may serve the next, and where there is no other it is asked.
             permit.broken(tokens)
+
+
+def _is_of_the_endpoint(error: Exception) -> bool:
+    """Whether somebody was there, whatever it said."""
+    if isinstance(error, DeadlineError):
+        return error.deadline in ("read", "first_token", "idle")
+    return isinstance(error, StatusError | ProtocolError | ReadError | WriteError | StreamInterruptedError)
 
 
 class Retrying:
@@ -130,7 +144,7 @@ class Retrying:
         verdict = classify(error)
         if verdict == NO_CONNECTION:
             verdict = verdict if permit.lane in self._reached else WRONG_ADDRESS
-        else:
+        elif permit.served or _is_of_the_endpoint(error):
             self._reached.add(permit.lane)
         if permit.served and not verdict.counted:
             verdict = msgspec.structs.replace(verdict, counted=True)  # whatever it says: it has begun to answer

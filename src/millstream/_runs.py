@@ -153,6 +153,11 @@ class Run:
             await self._run.on_rate_limit(getattr(error, "status_code", None), told, kind)
         await self._run.on_retry(number, delay, error)
 
+    @property
+    def hears_windows(self) -> bool:
+        """For the caller: whether anybody listens to `window`."""
+        return self._run is not None and self._run.wants("on_window")
+
     async def window(self, lane: str, change: WindowChange, time: float, /) -> None:
         """For the caller: tell what it does about an endpoint's limits."""
         if self._run is not None:

@@ -329,7 +329,6 @@ class Site:
         self._exchanges = []
 
     def _exchange(self, route: RouteSpec) -> Exchange:
-        caller, lane = self.access.caller, self.lane
         return Exchange(
             DIALECTS[route.api],
             self._prepared(route, route.path, "application/json"),
@@ -337,7 +336,7 @@ class Site:
             self.access.transport_to(route.origin),
             model=self._model_field(route),
             key=self.credential(),
-            on_limits=lambda limits: caller.stated(limits, lane),
+            on_limits=lambda limits: self.access.caller.stated(limits, self.lane),  # which may be named later
             scales_to_zero=self.waits_for_replicas and _scales_to_zero(route.origin.host),
         )
 

@@ -65,6 +65,8 @@ class Recorder:
     async def retry(self, number: int, delay: float, error: Exception) -> None:
         self.told.append((number, delay, type(error)))
 
+    hears_windows = True
+
     async def window(self, lane: str, change: WindowChange, time: float) -> None:
         self.told.append((lane, change.reason))
 

@@ -91,6 +91,8 @@ COOL_DOWN = (0.375, 0.75, 1.5, 3.0, 6.0, 7.5)
 
 
 NO_ROOM = Forever(*COOL_DOWN)
+RATE_COOL_DOWN = tuple(min(wait, 3.0) for wait in COOL_DOWN)
+"""Of a quota that names no time: four at the longest, since its window may begin anew at any moment."""
 
 
 def told(seconds: float) -> float:
@@ -100,12 +102,12 @@ def told(seconds: float) -> float:
 
 def told_again(seconds: float, *, least: float = 0.0) -> Forever:
     """Who told a time that was too short is not believed for ever: the usual cool-down is the least from then on."""
-    return Forever(told(seconds), *(max(told(seconds), wait, least) for wait in COOL_DOWN[1:]))
+    return Forever(told(seconds), *(max(told(seconds), wait, least) for wait in RATE_COOL_DOWN[1:]))
 
 
 PACE = 1.0
 """Seconds between two requests, once the second was refused for its rate as the first was."""
-LIMITED = Forever(COOL_DOWN[0], *(max(wait, PACE) for wait in COOL_DOWN[1:]))
+LIMITED = Forever(COOL_DOWN[0], *(max(wait, PACE) for wait in RATE_COOL_DOWN[1:]))
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["MAX_COOL", "CoolDown"]
+__all__ = ["MAX_BACK_OFF", "MAX_COOL", "MAX_RATE_BACK_OFF", "CoolDown"]
 
 BACK_OFF, MAX_BACK_OFF, MAX_DOUBLINGS = 0.5, 10.0, 5
 """Seconds of the first and of the longest cool-down where the server told none; half of it is left to chance."""
+
+MAX_RATE_BACK_OFF = 4.0
+"""Seconds, after refusals for a rate that tell no time: a quota's window may begin anew at any moment, and with one
+request at a time it costs little to look."""
 
 SPREAD, SPREAD_SHARE = 0.5, 0.05
 """A told time is never cut short; it is lengthened by up to so many seconds, or this share of it: not all at once."""
@@ -35,7 +39,7 @@ class CoolDown:
         seconds = min(seconds, MAX_COOL / (1 + SPREAD_SHARE))
         self.until = max(self.until, now + seconds + self._random() * max(SPREAD, SPREAD_SHARE * seconds))
 
-    def back_off(self, now: float, time: int) -> None:
-        """The 1st, 2nd, ... `time` in a row, of nobody's telling."""
-        longest = min(MAX_BACK_OFF, BACK_OFF * 2 ** min(time - 1, MAX_DOUBLINGS))
+    def back_off(self, now: float, time: int, most: float = MAX_BACK_OFF) -> None:
+        """The 1st, 2nd, ... `time` in a row, of nobody's telling; `most` seconds at the longest."""
+        longest = min(most, BACK_OFF * 2 ** min(time - 1, MAX_DOUBLINGS))
         self.until = max(self.until, now + longest * (0.5 + 0.5 * self._random()))

@@ -115,7 +115,7 @@ class Pacer:
 
     def give_back(self) -> None:
         if self.rate is not None:
-            self._taken -= 1
+            self._taken = max(0, self._taken - 1)  # it may have left before there was a pace
             self._tokens = min(self._tokens + 1, max(1.0, self.rate * BURST))
 
     def hold_until(self, moment: float) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 
-from millstream._control._cool_down import MAX_COOL, CoolDown
+from millstream._control._cool_down import MAX_BACK_OFF, MAX_COOL, MAX_RATE_BACK_OFF, CoolDown
 from millstream._control._facts import Reason, RejectKind, WindowChange, WindowStatistics
 from millstream._control._gauge import Gauge
 from millstream._control._pacer import Pacer
@@ -132,6 +132,7 @@ class Window:
         "_known_at",
         "_limit",
         "_lone",
+        "_lone_at",
         "_lone_is_out",
         "_mean_tokens",
         "_next",
@@ -172,26 +173,27 @@ class Window:
         self._excess = 0.0
         self._episode: tuple[float, float] | None = None  # window and median when a queue was first seen
         self._first_cut: tuple[float, float] | None = None  # when, and the median then
-        self._grown_at = -float("inf")  # growth whose effect is not known yet: -inf: none
+        self._grown_at = -inf  # growth whose effect is not known yet: -inf: none
         self._peak = self._peak_before = (
             0  # the most that were served at a time, since the last judgement and before it
         )
         self._judged_at: float | None = None  # None: nothing was sent yet
-        self._next = -float("inf")  # no judgement before
+        self._next = -inf  # no judgement before
         self._due = False  # it only waits for the end of a bunch
         self._gauge = Gauge()
 
         self._pacer = Pacer()
         self._mean_tokens: float | None = None
         self._cool = CoolDown(random)
-        self._cut_at = -float("inf")
+        self._cut_at = -inf
         self._streak = 0  # epochs of rejections without a success between
         self._refused = False  # for a rate, and none that left since was accepted
         self._unanswered = 0
-        self._known = float("inf")  # how many there were before the first of some cuts: slow start stops there
+        self._known = inf  # how many there were before the first of some cuts: slow start stops there
         self._known_at = 0.0
         self._lone = False  # one at a time, until an answer comes
         self._lone_is_out = False
+        self._lone_at = 0.0  # when that one was sent
         self._resize(self._start)
 
     @property
@@ -199,7 +201,8 @@ class Window:
         """How many may be in flight now."""
         if self._lone:  # those that left before may hang: the one that tries does not wait for them
             in_flight = self._waiting + self._served
-            return max(1, min(self._ceiling, in_flight if self._lone_is_out else in_flight + 1))
+            most = min(self._ceiling, self._told_ceiling)
+            return max(1, min(most, in_flight if self._lone_is_out else in_flight + 1))
         if self._gauge.probe_since is not None:
             if self._size < SMALL:
                 return max(1, min(self._limit, max(self._peak, self._peak_before)))
@@ -243,17 +246,17 @@ class Window:
             self._waiting += 1
         else:
             self._served += 1
-            self._grown_at = -float("inf")  # nothing will tell
+            self._grown_at = -inf  # nothing will tell
         if in_flight >= self._enough:
             self._full = True
         if self._pacer.rate is not None:
             self._pacer.take(now)
         if self._lone:
-            self._lone_is_out = True
+            self._lone_is_out, self._lone_at = True, now
 
     def unsend(self, now: float, *, signals: bool) -> None:
         """It did not leave after all."""
-        self._leave(waiting=signals)
+        self._leave(now, waiting=signals)
         self._pacer.give_back()
 
     def first_token(self, now: float, ttft: float) -> None:
@@ -269,17 +272,15 @@ class Window:
             if self._served > self._peak:  # noqa: PLR1730 - each first token comes by here
                 self._peak = self._served
         if now - ttft >= self._grown_at:
-            self._grown_at = -float("inf")
+            self._grown_at = -inf
         self._gauge.note(now, ttft)
         if self._refused and now - ttft > self._cut_at:
             self._accepted(now)
-        if self._streak or self._unanswered or self._lone:
+        if (self._streak or self._unanswered or self._lone) and now - ttft > self._cut_at:
             self._answered(now)
         if not self._waiting:
             # In slow start the answers to a full window are all there is to know: the next step need not wait.
-            if now >= self._next or (
-                self._slow_start and self._full and self._adaptive and self._known == float("inf")
-            ):
+            if now >= self._next or (self._slow_start and self._full and self._adaptive and self._known == inf):
                 self._judge(now)
         elif now >= self._next:
             if self._due:
@@ -287,31 +288,31 @@ class Window:
             else:  # more of the same bunch may come at this moment: who waits is not known yet
                 self._due, self._next = True, now + BUNCH
 
-    def done(self, now: float, *, waiting: bool, tokens: int | None = None, news: bool = True) -> None:
+    def done(self, now: float, *, waiting: bool, tokens: int | None = None, sent_at: float = inf) -> None:
         """It ended well.
 
         Args:
             now: the time.
             waiting: whether its first token was never told.
             tokens: what it used of a quota of tokens; None: not known.
-            news: whether this is the first sign that it was accepted. The end of an answer that began long ago says
-                nothing about how the endpoint is now.
+            sent_at: when it was sent; the end of an answer that began before a refusal says nothing about how the
+                endpoint is now. (The same below; inf: just now.)
         """
-        self._leave(waiting=waiting)
+        self._leave(sent_at, waiting=waiting)
         self._ended += 1
         if tokens is not None:
             mean = self._mean_tokens
             self._mean_tokens = float(tokens) if mean is None else mean + MEAN * (tokens - mean)
-        if news and (self._streak or self._unanswered or self._lone):
+        if sent_at > self._cut_at and (self._streak or self._unanswered or self._lone):
             self._answered(now)
         if self._refused and self._gauge.base is None:  # nobody tells when it left
             self._accepted(now)
         if now >= self._next:
             self._judge(now)
 
-    def broken(self, now: float, *, waiting: bool) -> None:
+    def broken(self, now: float, *, waiting: bool, sent_at: float = inf) -> None:
         """It ended otherwise (cancelled, failed): no sign of congestion."""
-        self._leave(waiting=waiting)
+        self._leave(sent_at, waiting=waiting)
         if not waiting:
             self._ended += 1
 
@@ -328,7 +329,7 @@ class Window:
             waiting: whether it was counted so.
         """
         in_flight = self.in_flight
-        self._leave(waiting=waiting)
+        self._leave(sent_at, waiting=waiting)
         self._rejected += 1
         self._unanswered = 0
         wait = retry_after if retry_after is not None and isfinite(retry_after) and retry_after > 0 else None
@@ -353,13 +354,13 @@ class Window:
         if wait is not None:
             self._cool.told(now, wait)
         if wait is None or again:  # what was told was too short, once
-            self._cool.back_off(now, self._streak)
+            self._cool.back_off(now, self._streak, MAX_RATE_BACK_OFF if kind == "rate" else MAX_BACK_OFF)
         self._pacer.hold_until(self._cool.until)
         self._changed(now, before, kind)
 
-    def unreachable(self, now: float, *, waiting: bool) -> None:
+    def unreachable(self, now: float, *, waiting: bool, sent_at: float = inf) -> None:
         """It found nobody: no connection."""
-        self._leave(waiting=waiting)
+        self._leave(sent_at, waiting=waiting)
         self._unanswered += 1
         if self._unanswered >= UNREACHABLE:
             self._lone, self._lone_is_out = True, False
@@ -396,6 +397,8 @@ class Window:
         """The clock has another origin: `seconds` are added to all times."""
         self._cool.until += seconds
         self._cut_at += seconds
+        self._known_at += seconds
+        self._lone_at += seconds
         self._next += seconds
         self._grown_at += seconds
         if self._judged_at is not None:
@@ -428,13 +431,14 @@ class Window:
         elif now >= self._next:
             self._judge(now)
 
-    def _leave(self, *, waiting: bool) -> None:
+    def _leave(self, sent_at: float, *, waiting: bool) -> None:
         """One that was counted as waiting or served is no longer in flight."""
         if (waiting and self._waiting) or not self._served:
             self._waiting = max(0, self._waiting - 1)
         else:
             self._served -= 1
-        self._lone_is_out = False
+        if sent_at >= self._lone_at:
+            self._lone_is_out = False
 
     def _accepted(self, now: float) -> None:
         """The first one since a rejection for a rate."""
@@ -460,7 +464,7 @@ class Window:
         if seconds > IDLE and not self._waiting + self._served:
             self._resize(min(self._size, self._start))
             self._slow_start, self._episode, self._clean, self._excess = True, None, 0, 0.0
-            self._known = float("inf")
+            self._known = inf
             self._gauge.restart()
             self._pacer.start(now, self._ended)
         if seconds <= 0 or seconds > IDLE:  # or the clock jumped
@@ -489,7 +493,7 @@ class Window:
             self._episode = self._first_cut = None
             # Steps that are large must show before the next, else a queue of ours is taken for the usual wait.
             is_large = self._slow_start or self._size < SMALL or (gauge.base or 0.0) > PERIOD
-            shown = not is_large or self._grown_at == -float("inf")
+            shown = not is_large or self._grown_at == -inf
             if self._full and not cooling and shown:
                 self._take_room(now, (low + high) / 2)
         else:
@@ -551,7 +555,7 @@ class Window:
             self._slow_start = False
             kept = BLIND_CUT if self._gauge.base is None or not self._adaptive else CUT
             self._resize(kept * min(self._size, in_flight))
-            if self._known == float("inf") or self._size > self._known or self._cut_at > self._known_at + STALE:
+            if self._known == inf or self._size > self._known or self._cut_at > self._known_at + STALE:
                 self._known, self._known_at = self._size, self._cut_at
 
     def _resize(self, size: float) -> None:

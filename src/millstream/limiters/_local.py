@@ -154,6 +154,7 @@ class LocalLimiter(Limiter):
         self._changed: anyio.Event | None = None
         self._loop: Any = None
         self._clock_origin = 0.0
+        self._looked_at = 0.0
 
     def check(self, tokens: int) -> None:
         if self._tokens is not None:
@@ -161,6 +162,7 @@ class LocalLimiter(Limiter):
 
     def acquire_nowait(self, requests: int = 1, tokens: int = 0) -> Reservation | None:
         self.check(tokens)
+        self._check_requests(requests)
         now = self._now()
         if self._ready_at(now, requests, tokens) > now:
             return None
@@ -178,10 +180,17 @@ class LocalLimiter(Limiter):
                 await self._changed.wait()
 
     async def acquire(self, requests: int = 1, tokens: int = 0) -> Reservation:
+        self.check(tokens)
+        self._check_requests(requests)
+        self._now()  # another event loop has another turn
         async with self._turn:
             while (taken := self.acquire_nowait(requests, tokens)) is None:
                 await self.wait(requests, tokens)
             return taken
+
+    def _check_requests(self, requests: int) -> None:
+        most = None if self._requests is None else int(self._requests.limit)
+        check_int("requests at a time", requests, low=1, high=most, optional=False)
 
     def settle(self, reservation: Reservation, tokens: int) -> None:
         assert isinstance(reservation, _Taken)
@@ -215,8 +224,12 @@ class LocalLimiter(Limiter):
             self._changed = None
 
     def _now(self) -> float:
-        loop = _clock.event_loop()
-        now = _clock.time_of(loop)
+        """The event loop's clock. Outside of any event loop (in a finaliser), when it was last looked at."""
+        try:
+            loop = _clock.event_loop()
+        except RuntimeError:
+            return self._looked_at
+        self._looked_at = now = _clock.time_of(loop)
         if loop is not self._loop:
             origin = _clock.steady_time() - now
             if self._loop is not None:
