@@ -22,6 +22,7 @@ from millstream import (
     DeserializationError,
     Endpoint,
     HuggingFaceInference,
+    LLMResult,
     InMemoryCache,
     MillstreamError,
     MissingKeyError,
@@ -722,3 +723,24 @@ async def test_a_provider_that_dropped_the_model_is_left_out(router, pair):
     async with through(router) as llm:
         assert await texts(llm, 20) == {"second": 20}
         assert len(pair[0].requests) < 10
+
+
+async def test_a_model_asked_within_an_attempt_does_not_change_where_it_goes():
+    class Other(HuggingFaceInference):
+        async def _generate(self, prompt, options, run):
+            await anyio.sleep(0.01)  # so that the other prompt is on its way too, to the other endpoint
+            return LLMResult.of("x")
+
+    class Both(HuggingFaceInference):
+        async def _generate(self, prompt, options, run):
+            before = self._site.lane
+            await other.call("hi")
+            seen.append((before, self._site.lane))
+            return LLMResult.of("y")
+
+    seen: list[tuple[str, str]] = []
+    other = Other(endpoint_url="http://127.0.0.1:3")
+    both = Both(endpoints=["http://127.0.0.1:1", "http://127.0.0.1:2"])
+    await both.generate(["a", "b"])
+    assert len({before for before, _ in seen}) == 2
+    assert all(before == after for before, after in seen)
