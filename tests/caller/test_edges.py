@@ -58,7 +58,7 @@ def test_waiters_of_the_parent_are_none_of_the_forked_process():
                 status = 0
             finally:
                 os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0  # noqa: ASYNC222 - nothing else runs here
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
