@@ -28,7 +28,7 @@ from millstream._control import Window
 BEGIN, END = "<!-- cost -->", "<!-- /cost -->"
 LIMIT_US = 8.0
 """For what the governor adds to a call that nothing limits."""
-FLAT = 1.5
+FLAT = 2.0
 """A call with the most waiting costs at most so many times what it costs with the fewest."""
 SLOTS = 64
 WAITING = (100, 1_000, 10_000)

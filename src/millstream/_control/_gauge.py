@@ -48,6 +48,7 @@ class Gauge:
 
     __slots__ = (
         "_base_at",
+        "_is_in_doubt",
         "_periods",
         "_probe_samples",
         "_probe_until",
@@ -83,6 +84,7 @@ class Gauge:
         self._samples: list[float] = []
         self._periods = 0
         self._base_at = 0.0
+        self._is_in_doubt = False  # whether there was a queue before there was a base
         self._probed = 0.0  # the least time without load that was measured
         self._probe_until = 0.0
         self._probe_samples: list[float] = []
@@ -111,7 +113,7 @@ class Gauge:
             self.median = median(self._samples)
             if self.base is None:
                 self.base = self._probed = self.median
-                self._base_at = now - PROBE_EVERY + FIRST_PROBE
+                self._base_at = now - PROBE_EVERY + (0.0 if self._is_in_doubt else FIRST_PROBE)
             elif self.median < self.base:
                 self.base += min(1.0, len(self._samples) / ENOUGH) * (self.median - self.base)
             if self.is_near_base():
@@ -168,6 +170,7 @@ class Gauge:
     def probe_soon(self, now: float) -> None:
         """Not before the next judgement."""
         self._base_at = min(self._base_at, now - PROBE_EVERY)
+        self._is_in_doubt = self.base is None
 
     def put_off(self, now: float) -> None:
         """Of an endpoint that begins anew with one request, the first tokens are those without load anyway."""

@@ -82,6 +82,9 @@ ASK_AGAIN = 5.0
 is too early, once, and the refusal tells how long to wait; of a bucket that fills up drop by drop the reset is when it
 is full (OpenAI's), and silence until then would waste it all."""
 
+EFFECT = 1.1
+"""A step of slow start, which doubles the window, brings at least so many times the first tokens or requests served."""
+
 STALE = 30.0
 """Seconds. What was known before a cut is of use to the outage that it began, and not to a later one."""
 
@@ -145,6 +148,7 @@ class Window:
         "_size",
         "_slow_start",
         "_start",
+        "_step",
         "_streak",
         "_told_ceiling",
         "_unanswered",
@@ -169,6 +173,7 @@ class Window:
         self._limit = 1
         self._full = False  # was it, since the last judgement?
         self._slow_start = True
+        self._step = (0.0, 0, 0.0)  # before the last step of it: the window, the most served, first tokens a second
         self._clean = 0  # judgements in a row that found room
         self._excess = 0.0
         self._episode: tuple[float, float] | None = None  # window and median when a queue was first seen
@@ -464,7 +469,7 @@ class Window:
         if seconds > IDLE and not self._waiting + self._served:
             self._resize(min(self._size, self._start))
             self._slow_start, self._episode, self._clean, self._excess = True, None, 0, 0.0
-            self._known = inf
+            self._known, self._step = inf, (0.0, 0, 0.0)
             self._gauge.restart()
             self._pacer.start(now, self._ended)
         if seconds <= 0 or seconds > IDLE:  # or the clock jumped
@@ -495,7 +500,7 @@ class Window:
             is_large = self._slow_start or self._size < SMALL or (gauge.base or 0.0) > PERIOD
             shown = not is_large or self._grown_at == -inf
             if self._full and not cooling and shown:
-                self._take_room(now, (low + high) / 2)
+                self._take_room(now, (low + high) / 2, fresh / seconds)
         else:
             self._clean = 0
         self._full = False
@@ -526,10 +531,12 @@ class Window:
                 self._resize(max(least, target))
                 self._changed(now, before, "queue")
 
-    def _take_room(self, now: float, queue: float) -> None:
+    def _take_room(self, now: float, queue: float, rate: float) -> None:
         """As many more as would make the queue that long; more where there has been room for a while."""
         before = self._limit
         self._clean += 1
+        if self._slow_start and self._adaptive and self._base_is_wrong(now, rate):
+            return
         if self._slow_start:
             more = self._size * (1.0 if self._size < BOLD else 0.5)
             if self._adaptive and self._size + more >= self._known:
@@ -544,12 +551,31 @@ class Window:
         if self._limit != before and (self.change is None or self.change.reason == "room"):
             self._changed(now, before, "room")
 
+    def _base_is_wrong(self, now: float, rate: float) -> bool:
+        """Whether the last step of slow start brought nothing: it is undone then.
+
+        It made a queue, and what is taken for the time without load was measured in one: an endpoint with few slots
+        that reads the first prompts all at once.
+        """
+        size, served, last_rate = self._step
+        peak = max(self._peak, self._peak_before)
+        if peak < EFFECT * served and rate < EFFECT * last_rate and self._size < BOLD:
+            before = self._limit
+            self._slow_start, self._clean = False, 0
+            self._cuts += 1
+            self._resize(size)
+            self._gauge.probe_soon(now)
+            self._changed(now, before, "queue")
+            return True
+        self._step = (self._size, peak, rate)
+        return False
+
     def _shrink(self, in_flight: int) -> None:
         """Too many at a time."""
         self._cuts += 1
         self._clean = 0
         if self._streak >= 2:
-            self._slow_start = True
+            self._slow_start, self._step = True, (0.0, 0, 0.0)
             self._resize(1.0)
         else:
             self._slow_start = False
