@@ -468,3 +468,38 @@ def test_a_clock_that_jumped_back_does_not_stop_it_for_ever():
     window.rejected(1e6, "rate", 30.0, sent_at=1e6, waiting=True)
     assert window.ready_at(0.0) <= 700
     assert window.ready_at(700.0) <= 701
+
+
+def test_a_step_of_slow_start_that_brings_nothing_is_undone():
+    """An endpoint with eight slots that reads the first eight prompts all at once: that time is none without load."""
+    endpoint = Endpoint(make())
+    window = endpoint.window
+    sent_at = [endpoint.now] * endpoint.fill()
+    endpoint.now += 2.8
+    endpoint.tokens(8, 2.8)
+    del sent_at[:8]
+    most = window.limit
+    for _ in range(80):
+        sent_at += [endpoint.now] * endpoint.fill()
+        most = max(most, window.limit)
+        endpoint.now += 0.35  # one of eight ends, and the next one is read
+        endpoint.end(1)
+        if sent_at:
+            endpoint.tokens(1, endpoint.now - sent_at.pop(0))
+    assert most <= 16
+    assert window.limit <= 12
+    assert window.statistics(endpoint.now).probes >= 1
+
+
+def test_a_base_that_was_measured_in_a_queue_is_measured_anew_at_once():
+    endpoint = Endpoint(make())
+    window = endpoint.window
+    sent_at = [endpoint.now] * endpoint.fill()
+    while not window.statistics(endpoint.now).probes and endpoint.now < 160:
+        endpoint.now += 0.5  # one slot, half a second an answer
+        if window.statistics(endpoint.now).served:
+            endpoint.end(1)
+        if sent_at:
+            endpoint.tokens(1, endpoint.now - sent_at.pop(0))
+        sent_at += [endpoint.now] * endpoint.fill()
+    assert endpoint.now < 115, "long before the usual time of the first measurement, after the first base"
