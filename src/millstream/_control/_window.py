@@ -23,11 +23,11 @@ PERIOD = 1.0
 BUNCH = 0.03
 """Seconds. A server that begins several answers together sends their first tokens within this time."""
 
-SLACK, MARGIN = 1.1, 0.5
+SLACK, MARGIN = 1.1, 0.35
 """So many times the requests that wait at an empty queue, and so many more, may wait: they come in bunches."""
 
 LOW, HIGH, UNSURE = 0.05, 0.2, 1.0
-LEAST_LOW, LEAST_HIGH = 0.5, 2.0
+LEAST_LOW, LEAST_HIGH = 0.5, 1.5
 """How much of the queue may be ours, in shares of what waits at an empty queue: so the time to the first token grows by
 so much at most, whatever the size of the window and the length of the answers. Below, there is room; above, it is too
 much; between the two nothing changes. The more the times differ by themselves (`UNSURE`), the less is sure; few are
@@ -592,7 +592,7 @@ class Window:
     def _changed(self, now: float, before: int, reason: Reason) -> None:
         self.change = WindowChange(
             before=before,
-            limit=self.limit,
+            limit=self.limit if self._lone else self._limit,  # a measurement is no change
             reason=reason,
             pace=self._pacer.rate,
             cool_for=max(0.0, self._cool.until - now),
