@@ -245,8 +245,11 @@ class Window:
             signals: False: nobody will tell when its first token came; it counts as served at once.
         """
         in_flight = self._waiting + self._served + 1
-        if in_flight == 1:
-            self._begin(now)
+        if self._judged_at is None:
+            self._pacer.start(now, self._ended)
+            self._judged_at, self._next = now, now + PERIOD
+        elif in_flight == 1 and now >= self._next:
+            self._judge(now)
         if signals:
             self._waiting += 1
         else:
@@ -427,14 +430,6 @@ class Window:
             probes=self._gauge.probes,
             rejected=self._rejected,
         )
-
-    def _begin(self, now: float) -> None:
-        """One leaves, and none is in flight."""
-        if self._judged_at is None:
-            self._pacer.start(now, self._ended)
-            self._judged_at, self._next = now, now + PERIOD
-        elif now >= self._next:
-            self._judge(now)
 
     def _leave(self, sent_at: float, *, waiting: bool) -> None:
         """One that was counted as waiting or served is no longer in flight."""
