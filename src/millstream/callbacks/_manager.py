@@ -305,8 +305,10 @@ class CallbackManagerForLLMRun:
     async def on_window(self, lane: str, change: WindowChange, time: float) -> None:
         """The caller changed what it sends to the endpoint `lane`, at `time` (seconds, ``time.monotonic``)."""
         if "on_window" in self._index and not self._ended:
+            facts = self._facts()
+            facts["time"] = time
             event = WindowEvent(
-                **{**self._facts(), "time": time},
+                **facts,
                 lane=lane,
                 before=change.before,
                 limit=change.limit,

@@ -123,7 +123,7 @@ class RedisLimiter(Limiter):
         self._requests = Quota(requests_per_minute, period)
         self._tokens = Quota(tokens_per_minute, period)
         self._server = server
-        if server is None:
+        if not isinstance(server, str) and not hasattr(server, "register_script"):
             raise OptionTypeError('server is a URL such as "redis://localhost", or a redis.asyncio.Redis')
         if isinstance(server, str):
             _client_of(server)  # a wrong URL is told here
