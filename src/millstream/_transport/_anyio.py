@@ -194,15 +194,18 @@ class AnyioConnection:
         while not (parser.complete or (parser.head_complete and not whole)):
             if until == math.inf and not whole and self._read_seconds is not None and self._is_reading:
                 until = monotonic() + self._read_seconds
-            await self._receive_more(until)
+            await self._receive_more(until, self._read_seconds)
 
     @property
     def _is_reading(self) -> bool:
         """Whether all is sent, and the read timeout has begun."""
         return self._sent or self._send_failure is not None
 
-    async def _receive_more(self, deadline: float) -> None:
-        """Wait for bytes, until `deadline` and no longer than the read timeout (which begins when all is sent)."""
+    async def _receive_more(self, deadline: float, told: float | None = None) -> None:
+        """Wait for bytes, until `deadline` and no longer than the read timeout (which begins when all is sent).
+
+        `told`: the seconds that an error names where `deadline` comes first.
+        """
         seconds = self._read_seconds if self._is_reading else None
         own = math.inf if seconds is None else monotonic() + seconds
         data = b""
@@ -219,7 +222,7 @@ class AnyioConnection:
         finally:
             self._reading = None
         if scope.cancelled_caught:
-            raise DeadlineError(deadline="read", seconds=self._read_seconds if own <= deadline else None)
+            raise DeadlineError(deadline="read", seconds=self._read_seconds if own <= deadline else told)
         self.parser.receive_data(data)
 
     def _ended(self, cause: Exception | None) -> None:
