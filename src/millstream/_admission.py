@@ -44,7 +44,6 @@ class Permit:
         "_admission",
         "_held",
         "_reservation",
-        "_signals",
         "_waiting",
         "lane",
         "lanes",

@@ -26,6 +26,7 @@ __all__ = [
     "FINAL",
     "NO_CONNECTION",
     "RULES",
+    "SHARED",
     "RetryBudget",
     "RetrySchedule",
     "Rule",
@@ -39,6 +40,9 @@ __all__ = [
 
 Signal = Literal["none", "transient", "rate", "overload", "loading"]
 """What an error tells about the endpoint as a whole: nothing, a failure, too many a minute, no room, no model yet."""
+
+SHARED = frozenset[Signal]({"rate", "overload", "loading"})
+"""Signals after which everybody waits, and not only the call that was refused."""
 
 MAX_FREE_RETRIES = 100
 """Retries that use up nothing end with the call's deadline; those of a call that has none end here."""
@@ -234,7 +238,7 @@ def next_delay(
         return retry_after + random * max(0.5, 0.05 * retry_after)
     if verdict.immediate and retry_num == 0:
         return 0.0
-    slow = verdict.signal in {"rate", "overload", "loading"}
+    slow = verdict.signal in SHARED
     base = policy.overload_base if slow else policy.transient_base
     cap = policy.overload_cap if slow else policy.transient_cap
     return random * min(cap, base * 2.0 ** min(retry_num, 64))

@@ -10,7 +10,16 @@ import msgspec
 
 from millstream import _clock
 from millstream._admission import Admission, Lanes, Permit, others
-from millstream._backoff import NO_CONNECTION, WRONG_ADDRESS, RetryBudget, RetrySchedule, Verdict, classify, retry_after
+from millstream._backoff import (
+    NO_CONNECTION,
+    SHARED,
+    WRONG_ADDRESS,
+    RetryBudget,
+    RetrySchedule,
+    Verdict,
+    classify,
+    retry_after,
+)
 from millstream._calls import CallerOptions
 from millstream._config import RetryPolicy
 from millstream._errors import (
@@ -27,9 +36,6 @@ __all__ = ["Call", "Retrying", "end_failed"]
 
 _LEFT_OUT_SECONDS = 60.0
 """An endpoint that can't serve a request which another one can is asked again after this time."""
-
-_SHARED = frozenset({"rate", "overload", "loading"})
-"""Signals after which everybody waits, and not only the call that was refused."""
 
 
 class Call:
@@ -171,7 +177,7 @@ class Retrying:
             self._left_out.add(permit.lane)
         else:
             end_failed(permit, error, verdict)
-        if verdict.signal in _SHARED and isinstance(error, StatusError):
+        if verdict.signal in SHARED and isinstance(error, StatusError):
             self._refusals[permit.lane] = copy.copy(error)  # without its traceback
         if verdict.signal == "rate" and self._limiter is not None:
             self._limiter.push_back(max(0.0, permit.window.cool_until - self._admission.now()))
@@ -190,7 +196,7 @@ class Retrying:
         if delay is None:
             return None
         call.lanes = elsewhere if free_elsewhere else others(call.options.lanes, call.tried) or call.options.lanes
-        if free_elsewhere or verdict.signal in _SHARED:
+        if free_elsewhere or verdict.signal in SHARED:
             delay = 0.0  # nobody waits there; or everybody does, and this call is the first of them
         # A wait that would pass the deadline is for nothing: better to fail now, and with the real reason.
         ready = max(now + delay, self._admission.ready_at(call.lanes))

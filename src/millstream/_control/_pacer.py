@@ -216,10 +216,6 @@ class Pacer:
         self._before = (self._before[0] + seconds, self._before[1])
         self._history = deque(((at + seconds, count) for at, count in self._history), self._history.maxlen)
 
-    @property
-    def is_told(self) -> bool:
-        return self._told is not None
-
     def _recent(self, now: float, seconds: float, accepted: int) -> float:
         """Accepted requests a second over the last `seconds`."""
         for at, before in self._history:

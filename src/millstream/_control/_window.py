@@ -179,9 +179,7 @@ class Window:
         self._episode: tuple[float, float] | None = None  # window and median when a queue was first seen
         self._first_cut: tuple[float, float] | None = None  # when, and the median then
         self._grown_at = -inf  # growth whose effect is not known yet: -inf: none
-        self._peak = self._peak_before = (
-            0  # the most that were served at a time, since the last judgement and before it
-        )
+        self._peak = self._peak_before = 0  # most served at a time: since the last judgement, and before it
         self._judged_at: float | None = None  # None: nothing was sent yet
         self._next = -inf  # no judgement before
         self._due = False  # it only waits for the end of a bunch

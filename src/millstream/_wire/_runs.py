@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
-__all__ = ["TextRuns", "text_pattern"]
+__all__ = ["PlainChoice", "PlainChunk", "TextRuns", "text_pattern"]
+
+ChoiceT = TypeVar("ChoiceT")
 
 _FEW = 6
 """Events that no run follows, before none is sought any more."""
@@ -20,6 +23,22 @@ _START = b"data: "
 _BORDER = b"\n\ndata: "
 
 _texts_decoder = msgspec.json.Decoder(list[str])
+
+
+class PlainChoice(msgspec.Struct, gc=False, kw_only=True):
+    """What stands beside the text of a plain token; each dialect adds where that is."""
+
+    index: Literal[0] = 0
+    finish_reason: Literal[""] | None = None
+    logprobs: None = None
+
+
+class PlainChunk(msgspec.Struct, Generic[ChoiceT], gc=False):
+    """A chunk that is nothing but a token of the only output."""
+
+    choices: tuple[ChoiceT]
+    usage: None = None
+    error: None = None
 
 
 def text_pattern(field: bytes) -> re.Pattern[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -27,7 +27,7 @@ from millstream._wire._openai_shared import (
     usage_of,
     with_tgi_response_format,
 )
-from millstream._wire._runs import TextRuns, text_pattern
+from millstream._wire._runs import PlainChoice, PlainChunk, TextRuns, text_pattern
 from millstream._wire._stream import Piece
 
 __all__ = ["Chat", "ChatStreamDecoder"]
@@ -94,23 +94,12 @@ class _PlainDelta(msgspec.Struct, gc=False):
     refusal: None = None
 
 
-class _PlainChoice(msgspec.Struct, gc=False):
+class _PlainChoice(PlainChoice, gc=False, kw_only=True):
     delta: _PlainDelta
     message: None = None
-    index: Literal[0] = 0
-    finish_reason: Literal[""] | None = None
-    logprobs: None = None
 
 
-class _PlainChunk(msgspec.Struct, gc=False):
-    """A chunk that is nothing but a token of the only output."""
-
-    choices: tuple[_PlainChoice]
-    usage: None = None
-    error: None = None
-
-
-_plain_decoder = msgspec.json.Decoder(_PlainChunk)
+_plain_decoder = msgspec.json.Decoder(PlainChunk[_PlainChoice])
 _answer_decoder = msgspec.json.Decoder(_Answer)
 _chunk_decoder = msgspec.json.Decoder(_Chunk | None)
 _encoder = msgspec.json.Encoder()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
+
+import msgspec
 
 from millstream import _clock
 from millstream._config import check_tags
-from millstream._control import WindowChange
+from millstream._control import RejectKind, WindowChange
 from millstream._errors import OptionTypeError
 from millstream._events import (
     AttemptEvent,
@@ -295,7 +297,7 @@ class CallbackManagerForLLMRun:
         self,
         status_code: int | None,
         retry_after: float | None = None,
-        kind: Literal["rate", "overload", "loading"] = "rate",
+        kind: RejectKind = "rate",
     ) -> None:
         """The endpoint takes no request now (`kind` says why); `retry_after`: seconds it asked to wait, None: none."""
         if "on_rate_limit" in self._index and not self._ended:
@@ -305,17 +307,8 @@ class CallbackManagerForLLMRun:
     async def on_window(self, lane: str, change: WindowChange, time: float) -> None:
         """The caller changed what it sends to the endpoint `lane`, at `time` (seconds, ``time.monotonic``)."""
         if "on_window" in self._index and not self._ended:
-            facts = self._facts()
-            facts["time"] = time
-            event = WindowEvent(
-                **facts,
-                lane=lane,
-                before=change.before,
-                limit=change.limit,
-                reason=change.reason,
-                pace=change.pace,
-                cool_for=change.cool_for,
-            )
+            facts: dict[str, Any] = {**self._facts(), "time": time, "lane": lane, **msgspec.structs.asdict(change)}
+            event = WindowEvent(**facts)
             await self._tell("on_window", event)
 
     async def on_cache_hit(self, *, shared: bool = False) -> None:
