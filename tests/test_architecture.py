@@ -16,7 +16,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"_version", "_errors", "_secret", "_results", "_prompts", "_events", "_config"},
     {"_headers", "_sse", "_backoff", "_control", "_assembly", "_wire", "_origin", "_routes"},
-    {"_clock", "_transport", "_admission", "limiters", "_fanout", "callbacks", "caches", "local"},
+    {"_clock", "_transport", "httpx2", "_admission", "limiters", "_fanout", "callbacks", "caches", "local"},
     {"_calls", "_retrying", "_caller"},
     {"_language_model", "_tokens", "_runs", "_streams", "_llm", "_http", "_site", "_huggingface"},
     {"__init__"},
@@ -26,7 +26,7 @@ LAYERS = [
 """From the bottom up. A part imports its own layer and those below."""
 
 SANS_IO = {"_headers", "_sse", "_backoff", "_control", "_assembly", "_wire", "_origin", "_routes"}
-EFFECTS = {"asyncio", "anyio", "trio", "httpx", "time", "random", "socket", "ssl", "os", "threading"}
+EFFECTS = {"asyncio", "anyio", "trio", "httpx", "httpx2", "time", "random", "socket", "ssl", "os", "threading"}
 
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
@@ -118,6 +118,8 @@ def test_effects_have_one_door(file: Path):
         assert "getenv" not in text
     if "httpx" in roots:
         assert module.startswith("millstream._transport.httpx_")
+    if "httpx2" in roots:
+        assert module == "millstream.httpx2"
     # A stream of httpx that nobody awaits any more; a call of Redis whose answer must not be lost with a cancelled waiter.
     if module not in ("millstream._transport.httpx_client", "millstream.limiters._redis"):
         assert "create_task(" not in text, "a task without an owner"
@@ -160,5 +162,5 @@ def test_no_code_is_made_of_data():
 def test_import_pulls_in_no_extra_and_no_httpx():
     code = "import sys, millstream; print('\\n'.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"httpx", "aiolimiter", "trio", "click", "xllamacpp", "tokenizers", "rich", "pydantic", "uvloop"}
+    heavy = {"httpx", "httpx2", "aiolimiter", "trio", "click", "xllamacpp", "tokenizers", "rich", "pydantic", "uvloop"}
     assert not heavy & {name.split(".")[0] for name in loaded}

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import httpx
+import httpx2
 import msgspec
 
+import millstream.httpx2
 from millstream import (
     LLM,
     AdaptiveConcurrency,
@@ -67,6 +69,14 @@ async def callers() -> None:
             AsyncCaller(limiter=limiter)
     HuggingFaceInference("org/m", endpoints=["https://a", Endpoint("https://b", api_key="k")], max_concurrency="auto")
     HuggingFaceInference("org/m", provider=["groq", "together"], streaming=False)
+
+
+def transports() -> None:
+    httpx2.AsyncClient(
+        transport=millstream.httpx2.PooledTransport(
+            verify=httpx2.create_ssl_context(), limits=httpx2.Limits(max_connections=8)
+        )
+    )
 
 
 async def models() -> None:
