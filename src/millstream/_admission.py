@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 import anyio
 import anyio.lowlevel
+import msgspec
 
 from millstream import _clock
 from millstream._control import RejectKind, Window, WindowChange
@@ -33,47 +34,25 @@ _SOONER = 1e-3
 _KEPT_CHANGES = 64
 
 
-class Permit:
+class Permit(msgspec.Struct, eq=False):
     """Leave to send one request, and the one that hears how it went. It ends once: whatever comes later does nothing.
 
     A request that tells when its first token came (`signals`) is counted as waiting until then, and as served after
     it; any other is counted as served at once.
     """
 
-    __slots__ = (
-        "_admission",
-        "_held",
-        "_reservation",
-        "_waiting",
-        "lane",
-        "lanes",
-        "sent_at",
-        "served",
-        "window",
-    )
-
-    def __init__(
-        self,
-        admission: Admission,
-        lanes: Lanes,
-        lane: str,
-        now: float,
-        reservation: Reservation | None,
-        *,
-        signals: bool,
-    ) -> None:
-        self._admission = admission
-        self._reservation = reservation
-        self._held = True
-        self._waiting = signals
-        self.window = admission.windows[lane]
-        self.lanes = lanes
-        """The endpoints that would have done,"""
-        self.lane = lane
-        """and the one that is meant."""
-        self.sent_at = now
-        self.served = False
-        """Whether its first token came: then the endpoint has worked for it, however it ends."""
+    _admission: Admission
+    window: Window
+    lanes: Lanes
+    """The endpoints that would have done,"""
+    lane: str
+    """and the one that is meant."""
+    sent_at: float
+    _reservation: Reservation | None
+    _waiting: bool
+    _held: bool = True
+    served: bool = False
+    """Whether its first token came: then the endpoint has worked for it, however it ends."""
 
     def first_token(self) -> None:
         """Its first token came. The second time does nothing."""
@@ -128,9 +107,10 @@ class Permit:
 
     def _settle(self, tokens_used: int | None) -> float:
         self._held = False
-        if self._reservation is not None and tokens_used is not None and self._admission.limiter is not None:
-            self._admission.limiter.settle(self._reservation, tokens_used)
-        return self._admission.now()
+        admission = self._admission
+        if self._reservation is not None and tokens_used is not None and admission.limiter is not None:
+            admission.limiter.settle(self._reservation, tokens_used)
+        return admission.now()
 
 
 class _Waiter:
@@ -199,9 +179,9 @@ class Admission:
         """What a lane begins with."""
         self._queues: dict[Lanes, _Queue] = {}
         self._tickets = itertools.count()
-        self._loop: Any = None
-        self._clock_origin = 0.0
-        self._now = 0.0
+        self._clock = _clock.LoopClock(self._moved)
+        self.now = self._clock.now
+        """The event loop's clock; see `LoopClock`."""
         _all_admissions.add(self)
 
     # -- what a call does -------------------------------------------------------------------------------------------
@@ -215,7 +195,7 @@ class Admission:
         """
         if self.closed:
             raise _closed()
-        if self.limiter is not None:
+        if tokens and self.limiter is not None:
             self.limiter.check(tokens)
         # Who waits for the limiter must not be overtaken by anybody; who waits for another lane's window may.
         if self.waiting and (self.limiter is not None or self._queues.get(lanes)):
@@ -310,7 +290,8 @@ class Admission:
         """It ended."""
         if self.windows.get(permit.lane) is permit.window:  # else it is from before a fork: the other process's
             self.in_flight -= 1
-            self.look(permit, now)
+            if self.waiting or permit.window.change is not None:
+                self.look(permit, now)
 
     def stated(self, lane: str, limits: StatedLimits) -> None:
         """The headers of an answer of `lane` tell its limits."""
@@ -339,8 +320,10 @@ class Admission:
 
     def room(self, lanes: Lanes = ("",)) -> int:
         """How many may be in flight now, 1 or more. A lane that was not used yet has room for what it begins with."""
-        windows = (self.windows.get(lane) or self.fresh_window for lane in lanes)
-        return max(1, min(self.ceiling, sum(window.limit for window in windows)))
+        room = 0
+        for lane in lanes:
+            room += (self.windows.get(lane) or self.fresh_window).limit
+        return self.ceiling if room > self.ceiling else room or 1
 
     def cool_until(self, lanes: Lanes) -> float:
         """Until when none of `lanes` sends at all; a time on the event loop's clock, perhaps long past."""
@@ -351,22 +334,9 @@ class Admission:
         now = self.now()
         return min(self.window(lane).ready_at(now) for lane in lanes)
 
-    def now(self) -> float:
-        """The event loop's clock. Outside of any event loop (in a finaliser), when it was last looked at."""
-        try:
-            loop = _clock.event_loop()
-        except RuntimeError:
-            return self._now
-        self._now = now = _clock.time_of(loop)
-        if loop is not self._loop:
-            origin = _clock.steady_time() - now
-            if self._loop is not None:
-                # Another event loop has another clock.
-                for window in self.windows.values():
-                    window.shift(self._clock_origin - origin)
-            self._loop = loop
-            self._clock_origin = origin
-        return now
+    def _moved(self, now: float, seconds: float) -> None:
+        for window in self.windows.values():
+            window.shift(seconds)
 
     def close(self) -> None:
         """Give out no more; everyone who waits gets `ClosedError`. Permits that are held end as ever."""
@@ -382,7 +352,7 @@ class Admission:
         self.in_flight = self.waiting = 0
         self.windows.clear()
         self._queues.clear()
-        self._loop = None
+        self._clock.forget()
 
     # -- the queue --------------------------------------------------------------------------------------------------
 
@@ -426,9 +396,10 @@ class Admission:
             reservation = self.limiter.acquire_nowait(1, tokens)
             if reservation is None:
                 return None
-        self.windows[lane].send(now, signals=signals)
+        window = self.windows[lane]
+        window.send(now, signals=signals)
         self.in_flight += 1
-        return Permit(self, lanes, lane, now, reservation, signals=signals)
+        return Permit(self, window, lanes, lane, now, reservation, signals)
 
     def _free_lane(self, lanes: Lanes, now: float) -> str | None:
         """The least loaded of `lanes` that has room and is not cooling; of equals the first."""
@@ -439,8 +410,8 @@ class Admission:
         for lane in lanes:
             window = self.windows.get(lane) or self.window(lane)
             in_flight, limit = window.in_flight, window.limit
-            if in_flight < limit and (in_flight + 1) / limit < least and window.ready_at(now) <= now:
-                best, least = lane, (in_flight + 1) / limit
+            if in_flight < limit and (load := (in_flight + 1) / limit) < least and window.ready_at(now) <= now:
+                best, least = lane, load
         return best
 
     def _next_look(self, lanes: Lanes, now: float) -> float:

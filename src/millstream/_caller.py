@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
 
@@ -16,7 +16,7 @@ import msgspec
 
 from millstream import _clock
 from millstream._admission import Admission, Lanes, Permit
-from millstream._backoff import RetrySchedule, classify
+from millstream._backoff import classify
 from millstream._calls import CallerOptions, CallerOutcome, CallerStatistics, CallObserver
 from millstream._config import AdaptiveConcurrency, Deadlines, RetryPolicy, check_int
 from millstream._control import Window
@@ -43,18 +43,15 @@ _GOES_FIRST = 3
 _NO_OPTIONS = CallerOptions()
 
 
-class Lease(Generic[T]):
+class Lease(msgspec.Struct, Generic[T], eq=False):
     """A result whose slot is still held, as by a stream that is being read."""
 
-    __slots__ = ("_permit", "attempts", "value", "waited")
-
-    def __init__(self, value: T, permit: Permit, attempts: int, waited: float = 0.0) -> None:
-        self.value = value
-        self.attempts = attempts
-        """Attempts that were made for it, 1 or more."""
-        self.waited = waited
-        """Seconds that were waited between them."""
-        self._permit = permit
+    value: T
+    _permit: Permit
+    attempts: int
+    """Attempts that were made for it, 1 or more."""
+    waited: float = 0.0
+    """Seconds that were waited between them."""
 
     def release(self, tokens_used: int | None = None) -> None:
         """Give the slot back; the second time does nothing. Does not wait, so it is safe under cancellation.
@@ -187,8 +184,7 @@ class AsyncCaller:
         if not options.lanes:
             raise OptionValueError("lanes names at least one endpoint; the usual one is ''")
         deadlines = self.deadlines if options.deadlines is None else options.deadlines
-        bounded = deadlines.total is not None or options.deadline is not None
-        call = Call(options, deadlines.queue, RetrySchedule(self.retry_policy, bounded=bounded))
+        call = Call(options, deadlines.queue, options.lanes)
         try:
             if deadlines.total is None and options.deadline is None:
                 lease = await self._attempts_of(call, function, args)
@@ -214,27 +210,33 @@ class AsyncCaller:
         loop = _clock.event_loop()
         start = _clock.time_of(loop)
         deadline = math.inf if total is None else start + total
-        if call.options.deadline is not None:
-            deadline = min(deadline, call.options.deadline)
+        if call.options.deadline is not None and call.options.deadline < deadline:
+            deadline = call.options.deadline
         call.deadline = deadline
         if deadline > start:
-            with suppress(_clock.Expired):
-                if deadline == math.inf:
-                    return await self._attempts_of(call, function, args)
+            try:
                 return await self._watch.run_until(loop, deadline, self._attempts_of, call, function, args)
+            except _clock.Expired:
+                pass
         raise DeadlineError(deadline="total", seconds=max(0.0, deadline - start)) from call.cause
 
     async def _attempts_of(self, call: Call, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> Lease[T]:
         options, admission = call.options, self._admission
+        observer, begin, signals, tokens = options.observer, options.begin, options.signals, options.tokens or 0
         while True:
-            tokens = options.tokens or 0
-            permit = admission.acquire_nowait(call.lanes, tokens, signals=options.signals) or await self._queue(call)
+            permit = admission.acquire_nowait(call.lanes, tokens, signals=signals) or await self._queue(call)
             if call.cause is not None:
                 self._retrying.begin(call, permit)
-            if options.observer is not None:
-                await self._tell_attempt(options.observer, call, permit)
-            if options.begin is not None:
-                options.begin(permit)
+            if observer is not None:
+                try:
+                    if admission.changes:
+                        await self._tell_changes(call)
+                    await observer.attempt(call.attempts + 1)
+                except BaseException:
+                    permit.give_back()
+                    raise
+            if begin is not None:
+                begin(permit)
             call.attempts += 1
             self._attempts += 1
             self._retries += call.attempts > 1
@@ -273,14 +275,6 @@ class AsyncCaller:
             shared = self._admission.ready_at(call.lanes) - call.failed_at  # what everybody waits
             await call.options.observer.retry(call.attempts, max(delay, shared), error)
         return delay
-
-    async def _tell_attempt(self, observer: CallObserver, call: Call, permit: Permit) -> None:
-        try:
-            await self._tell_changes(call)
-            await observer.attempt(call.attempts + 1)
-        except BaseException:
-            permit.give_back()
-            raise
 
     async def _tell_changes(self, call: Call) -> None:
         """Tell what the windows did to whoever listens next."""

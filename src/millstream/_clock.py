@@ -15,9 +15,11 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
+import msgspec
 
 __all__ = [
     "Expired",
+    "LoopClock",
     "Watch",
     "event_loop",
     "monotonic",
@@ -41,7 +43,10 @@ def event_loop() -> Any:
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
-        pass
+        return _trio_token()
+
+
+def _trio_token() -> Any:
     trio = sys.modules.get("trio")
     if trio is not None:
         return trio.lowlevel.current_trio_token()
@@ -75,12 +80,15 @@ _FEW = 64
 """Dead entries that are not worth a clean-up."""
 
 
-class _Entry:
-    __slots__ = ("expired", "task")
+class _Entry(msgspec.Struct, order=True):
+    """One deadline; ordered as a heap wants it."""
 
-    def __init__(self, task: asyncio.Task[Any]) -> None:
-        self.task: asyncio.Task[Any] | None = task  # None: it is over
-        self.expired = 0
+    deadline: float
+    number: int
+    task: asyncio.Task[Any] | None
+    """None: it is over."""
+    expired: int = 0
+    """How many times it was cancelled for it."""
 
 
 class Watch:
@@ -91,7 +99,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._entries: list[tuple[float, int, _Entry]] = []  # a heap; what is over stays until it is at the top
+        self._entries: list[_Entry] = []  # a heap; what is over stays until it is at the top, or there is much of it
         self._live = 0
         self._numbers = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -110,13 +118,14 @@ class Watch:
         task = asyncio.current_task(loop)
         assert task is not None
         before = task.cancelling()
-        entry = _Entry(task)
-        self._add(loop, deadline, entry)
+        entry = self._add(loop, deadline, task)
         try:
             try:
                 return await function(*args)
             finally:
-                self._remove(loop, entry)
+                entry.task = None
+                if loop is self._loop:
+                    self._live -= 1
                 for _ in range(entry.expired):
                     task.uncancel()
         except asyncio.CancelledError:
@@ -129,35 +138,33 @@ class Watch:
                 await anyio.lowlevel.checkpoint_if_cancelled()
             raise
 
-    def _add(self, loop: asyncio.AbstractEventLoop, deadline: float, entry: _Entry) -> None:
+    def _add(self, loop: asyncio.AbstractEventLoop, deadline: float, task: asyncio.Task[Any]) -> _Entry:
         if loop is not self._loop:  # the tasks of another loop are no longer there
             self._loop = loop
             self._entries, self._live = [], 0
             self._timer, self._armed_for = None, math.inf
         entries = self._entries
         if len(entries) > 2 * self._live + _FEW:
-            entries[:] = [each for each in entries if each[2].task is not None]
+            entries[:] = [each for each in entries if each.task is not None]
             heapq.heapify(entries)
-        heapq.heappush(entries, (deadline, next(self._numbers), entry))
+        entry = _Entry(deadline, next(self._numbers), task)
+        heapq.heappush(entries, entry)
         self._live += 1
-        self._arm()
-
-    def _remove(self, loop: asyncio.AbstractEventLoop, entry: _Entry) -> None:
-        entry.task = None
-        if loop is self._loop:
-            self._live -= 1
+        if deadline < self._armed_for:  # else its timer need not be set: one that rings too early only looks again
+            self._arm()
+        return entry
 
     def _arm(self) -> None:
         """Have the timer ring at the first deadline. A later one needs no timer of its own."""
         entries = self._entries
-        while entries and entries[0][2].task is None:
+        while entries and entries[0].task is None:
             heapq.heappop(entries)
-        if not entries or entries[0][0] >= self._armed_for:
-            return  # a timer that rings too early only looks again
+        if not entries or entries[0].deadline >= self._armed_for:
+            return
         if self._timer is not None:
             self._timer.cancel()
         assert self._loop is not None
-        self._armed_for = entries[0][0]
+        self._armed_for = entries[0].deadline
         self._timer = self._loop.call_at(self._armed_for, self._ring)
 
     def _ring(self) -> None:
@@ -166,13 +173,64 @@ class Watch:
         now = max(self._loop.time(), self._armed_for)
         self._timer, self._armed_for = None, math.inf
         entries = self._entries
-        while entries and entries[0][0] <= now:
-            entry = heapq.heappop(entries)[2]
+        while entries and entries[0].deadline <= now:
+            entry = heapq.heappop(entries)
             if entry.task is not None:
                 entry.expired += 1
                 entry.task.cancel()
-                heapq.heappush(entries, (now + _ONCE_MORE_SECONDS, next(self._numbers), entry))
+                entry.deadline = now + _ONCE_MORE_SECONDS
+                heapq.heappush(entries, entry)
         self._arm()
+
+
+class LoopClock:
+    """The clock of whatever event loop is running, for what outlives event loops.
+
+    Args:
+        moved: is called when another event loop runs than before, whose clock begins elsewhere: with its time, and the
+            seconds that a moment of the old clock is to be put on by.
+    """
+
+    def __init__(self, moved: Callable[[float, float], None]) -> None:
+        self._moved = moved
+        self._loop: Any = None
+        self._time: Callable[[], float] = monotonic
+        self._origin = 0.0
+        self._last = 0.0
+
+    def now(self) -> float:
+        """Seconds. Outside of any event loop (in a finaliser), when it was last looked at."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return self._now_elsewhere()
+        if loop is not self._loop:
+            self._enter(loop, loop.time)
+        self._last = now = self._time()
+        return now
+
+    def forget(self) -> None:
+        """In a forked process: the event loop has stayed in the other one."""
+        self._loop = None
+
+    def _now_elsewhere(self) -> float:
+        try:
+            loop = _trio_token()
+        except RuntimeError:
+            return self._last
+        if loop is not self._loop:
+            self._enter(loop, anyio.current_time)
+        self._last = now = self._time()
+        return now
+
+    def _enter(self, loop: Any, time: Callable[[], float]) -> None:
+        now = time()
+        origin = steady_time() - now
+        is_other = self._loop is not None
+        seconds, self._origin = self._origin - origin, origin
+        self._loop, self._time = loop, time
+        if is_other:
+            self._moved(now, seconds)
 
 
 def steady_time() -> float:

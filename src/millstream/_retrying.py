@@ -38,32 +38,28 @@ _LEFT_OUT_SECONDS = 60.0
 """An endpoint that can't serve a request which another one can is asked again after this time."""
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One call under way."""
 
-    __slots__ = (
-        "attempts", "cause", "counted", "deadline", "failed_at", "lanes", "options", "queue", "retries", "schedule",
-        "tried", "waited",
-    )  # fmt: skip
-
-    def __init__(self, options: CallerOptions, queue: float | None, schedule: RetrySchedule) -> None:
-        self.options = options
-        self.queue = queue
-        self.schedule = schedule
-        self.deadline = math.inf
-        self.attempts = 0
-        self.waited = 0.0
-        self.cause: Exception | None = None
-        """Why the last attempt failed, while another is to follow."""
-        self.counted = False
-        """Whether that other one takes from the retry budget."""
-        self.retries = 0
-        """How many have taken from it."""
-        self.failed_at = 0.0
-        self.lanes = options.lanes
-        """Where the next attempt may go."""
-        self.tried: tuple[str, ...] = ()
-        """Where it need not be tried again."""
+    options: CallerOptions
+    queue: float | None
+    """Seconds that it may wait for each permit; None: no bound."""
+    lanes: Lanes
+    """Where the next attempt may go."""
+    deadline: float = math.inf
+    attempts: int = 0
+    waited: float = 0.0
+    cause: Exception | None = None
+    """Why the last attempt failed, while another is to follow."""
+    schedule: RetrySchedule | None = None
+    """What its retries have used up; None: there was none."""
+    counted: bool = False
+    """Whether that other one takes from the retry budget."""
+    retries: int = 0
+    """How many have taken from it."""
+    failed_at: float = 0.0
+    tried: tuple[str, ...] = ()
+    """Where it need not be tried again."""
 
 
 def end_failed(permit: Permit, error: BaseException, verdict: Verdict) -> None:
@@ -115,7 +111,8 @@ class Retrying:
     def answered(self, lane: str) -> None:
         """An attempt was answered there."""
         self._reached.add(lane)
-        self._left_out.discard(lane)
+        if self._left_out:
+            self._left_out.discard(lane)
 
     def check_hold(self, call: Call) -> None:
         """Fail now, and with the real reason, rather than wait for what comes too late.
@@ -192,6 +189,8 @@ class Retrying:
             return None
         now = call.failed_at
         free_elsewhere = bool(elsewhere) and self._admission.ready_at(elsewhere) <= now
+        if call.schedule is None:
+            call.schedule = RetrySchedule(self._policy, bounded=call.deadline < math.inf)
         delay = call.schedule.next(verdict, None if free_elsewhere else told, self._random())
         if delay is None:
             return None

@@ -12,7 +12,6 @@ import contextlib
 import inspect
 import logging
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -81,7 +80,7 @@ def is_cancellation(error: BaseException) -> bool:
     return trio is not None and isinstance(error, trio.Cancelled)
 
 
-def call_now(hooks: Iterable[Hook], event: Any, late: deque[Late]) -> BaseException | None:
+def call_now(hooks: Iterable[Hook], event: Any, late: list[Late]) -> BaseException | None:
     """Call the plain methods and queue the rest in `late`; give what must be raised once everyone was told."""
     fatal: BaseException | None = None
     for hook in hooks:
@@ -102,7 +101,7 @@ def call_now(hooks: Iterable[Hook], event: Any, late: deque[Late]) -> BaseExcept
     return fatal
 
 
-async def call_late(late: deque[Late], overran: set[int]) -> BaseException | None:
+async def call_late(late: list[Late], overran: set[int]) -> BaseException | None:
     """Await what is queued, in order; give what must be raised afterwards.
 
     `overran` has the ids of handlers that used up their time: they are still told start and end, and nothing else.
@@ -110,7 +109,7 @@ async def call_late(late: deque[Late], overran: set[int]) -> BaseException | Non
     fatal: BaseException | None = None
     cancelled_before = _cancel_requests()
     while late:
-        call = late.popleft()
+        call = late.pop(0)
         if id(call.hook.handler) in overran and call.hook.name not in {"on_llm_start", "on_llm_end", "on_llm_error"}:
             _discard(call)
             continue
@@ -140,10 +139,10 @@ async def _await_one(call: Late, overran: set[int], cancelled_before: int) -> Ba
     return None
 
 
-def discard_late(late: deque[Late]) -> None:
+def discard_late(late: list[Late]) -> None:
     """Drop what is queued, where nothing can be awaited any more."""
     while late:
-        _discard(late.popleft())
+        _discard(late.pop(0))
 
 
 def _discard(call: Late) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -158,21 +157,28 @@ class CallbackManager:
             llm: the model as `BaseLLM.serialize` tells it, or a function that gives it (called only if it is wanted).
             prompts: the prompts as text.
         """
-        if "on_llm_start" not in self._index:
-            serialized: SerializedLLM = {}
-        else:
-            serialized = llm() if callable(llm) else llm
+        if callable(llm):
+            llm = llm() if "on_llm_start" in self._index else {}
         runs: list[CallbackManagerForLLMRun] = []
         try:
             for prompt in prompts:
-                run = CallbackManagerForLLMRun(self)
-                runs.append(run)
-                run.begin(serialized, prompt)
+                runs.append(self.start_run(llm, prompt))
         except BaseException as error:
             for run in runs:
                 run.end_now(error)
             raise
         return runs
+
+    def start_run(self, llm: SerializedLLM | Callable[[], SerializedLLM], prompt: str) -> CallbackManagerForLLMRun:
+        """The same for one prompt."""
+        run = CallbackManagerForLLMRun(self)
+        if "on_llm_start" in self._index:
+            try:
+                run.begin(llm() if callable(llm) else llm, prompt)
+            except BaseException as error:
+                run.end_now(error)
+                raise
+        return run
 
 
 class CallbackManagerForLLMRun:
@@ -202,8 +208,8 @@ class CallbackManagerForLLMRun:
         self.metadata = manager.metadata
         self._handlers = manager.handlers
         self._index = manager.index
-        self._late: deque[Late] = deque()
-        self._overran: set[int] = set()
+        self._late: list[Late] = []
+        self._overran: set[int] | None = None  # nobody yet
         self._ended = False
         self.wants_tokens = "on_llm_new_token" in self._index
         """Whether anybody listens to tokens: ask before making up a chunk for nobody."""
@@ -230,12 +236,24 @@ class CallbackManagerForLLMRun:
         )
 
     def begin(self, llm: SerializedLLM, prompt: str) -> None:
-        """Tell the start to plain methods, and keep it for ``async`` ones. For `CallbackManager.on_llm_start` only."""
-        if "on_llm_start" in self._index:
-            event = LLMStartEvent(**self._facts(), llm=llm, prompt=prompt)
-            fatal = call_now(self._index["on_llm_start"], event, self._late)
-            if fatal is not None:
-                raise fatal
+        """Tell the start to plain methods, and keep it for ``async`` ones. For `CallbackManager.start_run` only."""
+        event = LLMStartEvent(
+            run_id=self.run_id,
+            parent_run_id=self.parent_run_id,
+            tags=self.tags,
+            metadata=self.metadata,
+            time=_clock.steady_time(),
+            llm=llm,
+            prompt=prompt,
+        )
+        fatal = call_now(self._index["on_llm_start"], event, self._late)
+        if fatal is not None:
+            raise fatal
+
+    @property
+    def owes(self) -> bool:
+        """Whether ``async`` methods are still to hear something: then await `start`."""
+        return bool(self._late)
 
     async def start(self) -> None:
         """Tell the start to ``async`` methods (where this is left out, they hear it before whatever comes next)."""
@@ -245,14 +263,33 @@ class CallbackManagerForLLMRun:
     async def on_llm_new_token(self, chunk: GenerationChunk) -> None:
         """A piece of the stream arrived."""
         if self.wants_tokens and not self._ended:
-            event = LLMNewTokenEvent(**self._facts(), token=chunk.text, chunk=chunk)
+            event = LLMNewTokenEvent(
+                run_id=self.run_id,
+                parent_run_id=self.parent_run_id,
+                tags=self.tags,
+                metadata=self.metadata,
+                time=_clock.steady_time(),
+                token=chunk.text,
+                chunk=chunk,
+            )
             await self._tell("on_llm_new_token", event)
 
     async def on_llm_end(self, result: LLMResult) -> None:
         """The run ended with the result of its prompt."""
-        if not self._ended:
-            self._ended = True
-            event = LLMEndEvent(**self._facts(), result=result) if "on_llm_end" in self._index else None
+        if self._ended:
+            return
+        self._ended = True
+        event: LLMEndEvent | None = None
+        if "on_llm_end" in self._index:
+            event = LLMEndEvent(
+                run_id=self.run_id,
+                parent_run_id=self.parent_run_id,
+                tags=self.tags,
+                metadata=self.metadata,
+                time=_clock.steady_time(),
+                result=result,
+            )
+        if event is not None or self._late:
             await self._tell("on_llm_end", event)
 
     async def on_llm_error(self, error: BaseException) -> None:
@@ -324,6 +361,8 @@ class CallbackManagerForLLMRun:
             raise fatal
 
     async def _flush(self, fatal: BaseException | None) -> None:
+        if self._overran is None:
+            self._overran = set()
         later = await call_late(self._late, self._overran)
         fatal = fatal or later
         if fatal is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
 import anyio
 import msgspec
@@ -55,10 +54,12 @@ class _SlidingWindow:
 
     def ready_at(self, now: float, amount: float) -> float:
         """From when on `amount` may be used, if nobody uses anything before; `now` where it may at once."""
-        excess = self.used(now) + amount - self.limit
+        entries = self._entries
+        used = self._used if entries and entries[0].ends > now else self.used(now)
+        excess = used + amount - self.limit
         if excess <= 0:
             return now
-        for entry in self._entries:
+        for entry in entries:
             excess -= entry.amount
             if excess <= 0:
                 return entry.ends
@@ -152,18 +153,18 @@ class LocalLimiter(Limiter):
         self._pushed_back_until = 0.0
         self._turn = anyio.Lock()
         self._changed: anyio.Event | None = None
-        self._loop: Any = None
-        self._clock_origin = 0.0
-        self._looked_at = 0.0
+        self._clock = _clock.LoopClock(self._moved)
 
     def check(self, tokens: int) -> None:
         if self._tokens is not None:
             self._tokens.check(tokens)
 
     def acquire_nowait(self, requests: int = 1, tokens: int = 0) -> Reservation | None:
-        self.check(tokens)
-        self._check_requests(requests)
-        now = self._now()
+        if tokens:
+            self.check(tokens)
+        if requests != 1:
+            self._check_requests(requests)
+        now = self._clock.now()
         if self._ready_at(now, requests, tokens) > now:
             return None
         return _Taken(
@@ -172,7 +173,7 @@ class LocalLimiter(Limiter):
         )
 
     async def wait(self, requests: int = 1, tokens: int = 0) -> None:
-        while (ready := self._ready_at(now := self._now(), requests, tokens)) > now:
+        while (ready := self._ready_at(now := self._clock.now(), requests, tokens)) > now:
             if self._changed is None:
                 self._changed = anyio.Event()
             # At least a microsecond: rounding may end a sleep a hair too early, and a shorter one would not end at all.
@@ -182,7 +183,7 @@ class LocalLimiter(Limiter):
     async def acquire(self, requests: int = 1, tokens: int = 0) -> Reservation:
         self.check(tokens)
         self._check_requests(requests)
-        self._now()  # another event loop has another turn
+        self._clock.now()  # another event loop has another turn
         async with self._turn:
             while (taken := self.acquire_nowait(requests, tokens)) is None:
                 await self.wait(requests, tokens)
@@ -196,26 +197,26 @@ class LocalLimiter(Limiter):
         assert isinstance(reservation, _Taken)
         entry = reservation.tokens
         if self._tokens is not None and entry is not None and tokens != entry.amount:
-            self._tokens.settle(entry, tokens, self._now())
+            self._tokens.settle(entry, tokens, self._clock.now())
             self._wake()
 
     def give_back(self, reservation: Reservation) -> None:
         assert isinstance(reservation, _Taken)
-        now = self._now()
+        now = self._clock.now()
         for limit, entry in ((self._requests, reservation.requests), (self._tokens, reservation.tokens)):
             if limit is not None and entry is not None:
                 limit.settle(entry, 0, now)
         self._wake()
 
     def push_back(self, seconds: float) -> None:
-        self._pushed_back_until = max(self._pushed_back_until, self._now() + seconds)
+        self._pushed_back_until = max(self._pushed_back_until, self._clock.now() + seconds)
 
     def _ready_at(self, now: float, requests: int, tokens: int) -> float:
-        ready = max(now, self._pushed_back_until)
-        if self._requests is not None:
-            ready = max(ready, self._requests.ready_at(now, requests))
-        if self._tokens is not None:
-            ready = max(ready, self._tokens.ready_at(now, tokens))
+        ready = self._pushed_back_until
+        for limit, amount in ((self._requests, requests), (self._tokens, tokens)):
+            at = now if limit is None else limit.ready_at(now, amount)
+            if at > ready:
+                ready = at
         return ready
 
     def _wake(self) -> None:
@@ -223,24 +224,11 @@ class LocalLimiter(Limiter):
             self._changed.set()
             self._changed = None
 
-    def _now(self) -> float:
-        """The event loop's clock. Outside of any event loop (in a finaliser), when it was last looked at."""
-        try:
-            loop = _clock.event_loop()
-        except RuntimeError:
-            return self._looked_at
-        self._looked_at = now = _clock.time_of(loop)
-        if loop is not self._loop:
-            origin = _clock.steady_time() - now
-            if self._loop is not None:
-                # Another event loop has another clock: what was used before is as old as the machine's clock says.
-                self._changed = None
-                self._turn = anyio.Lock()
-                seconds = self._clock_origin - origin
-                self._pushed_back_until += seconds
-                for limit in (self._requests, self._tokens):
-                    if limit is not None:
-                        limit.shift(now, seconds)
-            self._loop = loop
-            self._clock_origin = origin
-        return now
+    def _moved(self, now: float, seconds: float) -> None:
+        """Another event loop has another clock: what was used before is as old as the machine's clock says."""
+        self._changed = None
+        self._turn = anyio.Lock()
+        self._pushed_back_until += seconds
+        for limit in (self._requests, self._tokens):
+            if limit is not None:
+                limit.shift(now, seconds)
