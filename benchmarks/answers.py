@@ -69,9 +69,11 @@ STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nserver: static\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"cache-control: no-cache\r\nx-request-id: 0123456789abcdef\r\ntransfer-encoding: chunked\r\n\r\n"
 )
-STREAM_PIECES = (
-    *(_chunked(_event({"role": "assistant", "content": token})) for token in TOKENS),
-    _chunked(_event({}, "stop")),
-    _chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n",
+STREAM_EVENTS = (
+    *(_event({"role": "assistant", "content": token}) for token in TOKENS),
+    _event({}, "stop"),
+    b"data: [DONE]\n\n",
 )
-"""One HTTP chunk a token, then the finish reason, then the end."""
+"""The body of a streamed answer: one event a token, then the finish reason, then the end."""
+STREAM_PIECES = (*map(_chunked, STREAM_EVENTS[:-1]), _chunked(STREAM_EVENTS[-1]) + b"0\r\n\r\n")
+"""The same as it is sent: one HTTP chunk an event."""

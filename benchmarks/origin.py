@@ -5,7 +5,14 @@ Every port answers requests that do not stream at once; they differ in how they 
 
 - ``coalesced``: everything in one write;
 - ``spaced``: one write a token, `--gap` seconds apart;
+- ``sparse``: the same 16 times as far apart, so that 1024 streams bring as many tokens a second as 64 that are spaced;
+- ``first``: the first token at once, all others in one write a moment later;
 - ``held``: the first token, and then nothing until the client leaves.
+
+and in how they answer requests that do not stream (the others do so at once):
+
+- ``silent``: not before they are told to; they are asked how many wait (`control.py`);
+- ``late``: after `--late` seconds; they are asked when the requests came.
 """
 
 from __future__ import annotations
@@ -14,7 +21,9 @@ import argparse
 import asyncio
 import json
 import sys
-from typing import cast
+from collections import deque
+from time import perf_counter
+from typing import Any, ClassVar, cast
 
 from .answers import ANSWER, STREAM_HEAD, STREAM_PIECES
 from .machine import allow_many_files, new_loop, pin
@@ -23,6 +32,8 @@ _STREAM = b'"stream":true'
 _STREAM_SPACED = b'"stream": true'
 _WHOLE_STREAM = STREAM_HEAD + b"".join(STREAM_PIECES)
 _FIRST_OF_STREAM = STREAM_HEAD + STREAM_PIECES[0]
+_REST_OF_STREAM = b"".join(STREAM_PIECES[1:])
+_SPARSE = 16
 
 
 class Coalesced(asyncio.Protocol):
@@ -52,11 +63,18 @@ class Coalesced(asyncio.Protocol):
         transport = self._transport
         assert transport is not None
         if not data.startswith(b"POST "):
-            transport.write(b"HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 0\r\n\r\n")
+            transport.write(json.dumps(self.told(data[:head_end].decode())).encode() + b"\n")
         elif data.find(_STREAM, body_start) < 0 and data.find(_STREAM_SPACED, body_start) < 0:
-            transport.write(ANSWER)
+            self.answer(transport)
         else:
             self.stream(transport)
+
+    def told(self, word: str) -> Any:
+        """The answer to a word of the measurement."""
+        return f"{word!r} means nothing here"
+
+    def answer(self, transport: asyncio.Transport) -> None:
+        transport.write(ANSWER)
 
     def stream(self, transport: asyncio.Transport) -> None:
         transport.write(_WHOLE_STREAM)
@@ -77,6 +95,56 @@ class Held(Coalesced):
         transport.write(_FIRST_OF_STREAM)
 
 
+class First(Coalesced):
+    def stream(self, transport: asyncio.Transport) -> None:
+        transport.write(_FIRST_OF_STREAM)
+        asyncio.get_running_loop().call_later(0.001, transport.write, _REST_OF_STREAM)
+
+
+class Silent(Coalesced):
+    waiting: ClassVar[list[asyncio.Transport]] = []
+
+    def answer(self, transport: asyncio.Transport) -> None:
+        self.waiting.append(transport)
+
+    def told(self, word: str) -> Any:
+        """``waiting``: how many; ``release``: answer them all."""
+        count = len(self.waiting)
+        if word == "release":
+            for transport in self.waiting:
+                transport.write(ANSWER)
+            self.waiting.clear()
+        return count
+
+
+class Late(Coalesced):
+    seconds: ClassVar[float] = 2.0
+    arrivals: ClassVar[list[float]] = []
+    queue: ClassVar[deque[tuple[float, asyncio.Transport]]] = deque()
+
+    def answer(self, transport: asyncio.Transport) -> None:
+        now = perf_counter()
+        self.arrivals.append(now)
+        self.queue.append((now + self.seconds, transport))
+        if len(self.queue) == 1:
+            asyncio.get_running_loop().call_later(self.seconds, self._answer_due)
+
+    @classmethod
+    def _answer_due(cls) -> None:
+        """One timer for all: who asked first is answered first."""
+        now = perf_counter()
+        while cls.queue and cls.queue[0][0] <= now:
+            cls.queue.popleft()[1].write(ANSWER)
+        if cls.queue:
+            asyncio.get_running_loop().call_later(cls.queue[0][0] - now, cls._answer_due)
+
+    def told(self, word: str) -> Any:
+        """``arrivals``: the latency, and when each request came since this was last asked."""
+        arrivals = self.arrivals.copy()
+        self.arrivals.clear()
+        return {"seconds": self.seconds, "arrivals": arrivals}
+
+
 class Metronome:
     """Gives each open stream its next piece at each tick: one timer for all of them, in groups spread over the gap.
 
@@ -84,11 +152,9 @@ class Metronome:
     More groups than milliseconds in the gap would not help: that is how fine uvloop's timers are.
     """
 
-    GROUPS = 2
-
-    def __init__(self, gap: float) -> None:
-        self._interval = gap / self.GROUPS
-        self._groups: list[dict[Spaced, int]] = [{} for _ in range(self.GROUPS)]
+    def __init__(self, gap: float, groups: int) -> None:
+        self._interval = gap / groups
+        self._groups: list[dict[Spaced, int]] = [{} for _ in range(groups)]
         self._turn = 0
         self._next = 0.0
         self._running = False
@@ -106,7 +172,7 @@ class Metronome:
         now = loop.time()
         while self._next <= now:
             group = self._groups[self._turn]
-            self._turn = (self._turn + 1) % self.GROUPS
+            self._turn = (self._turn + 1) % len(self._groups)
             self._next += self._interval
             for stream, position in list(group.items()):
                 if stream.send(position):
@@ -134,11 +200,17 @@ class Spaced(Coalesced):
         return position + 1 < len(STREAM_PIECES)
 
 
-async def serve(gap: float) -> None:
-    Spaced.metronome = Metronome(gap)
+class Sparse(Spaced):
+    pass
+
+
+async def serve(gap: float, late: float) -> None:
+    Spaced.metronome = Metronome(gap, groups=2)
+    Sparse.metronome = Metronome(gap * _SPARSE, groups=2 * _SPARSE)
+    Late.seconds = late
     loop = asyncio.get_running_loop()
     ports: dict[str, int] = {}
-    for behaviour in (Coalesced, Spaced, Held):
+    for behaviour in (Coalesced, Spaced, Sparse, First, Held, Silent, Late):
         server = await loop.create_server(behaviour, "127.0.0.1", 0, backlog=4096)
         ports[behaviour.__name__.lower()] = server.sockets[0].getsockname()[1]
     print(json.dumps(ports), flush=True)
@@ -149,11 +221,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--core", type=int, help="the core to stay on")
     parser.add_argument("--gap", type=float, default=0.002, help="seconds between two tokens of a spaced stream")
+    parser.add_argument("--late", type=float, default=2.0, help="seconds until a late answer")
     options = parser.parse_args()
     pin(options.core)
     allow_many_files()
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(serve(options.gap))
+        runner.run(serve(options.gap, options.late))
 
 
 if __name__ == "__main__":

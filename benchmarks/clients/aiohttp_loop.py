@@ -45,6 +45,18 @@ class Bench(Client):
                     tokens.append(token)
         return "".join(tokens)
 
+    async def first(self, prompt: str, arrived: Callable[[], None]) -> str:
+        tokens: list[str] = []
+        async with self._session.post(self._url, json=payload(prompt, stream=True)) as response:
+            response.raise_for_status()
+            async for line in response.content:
+                token = _token(line)
+                if token:
+                    if not tokens:
+                        arrived()
+                    tokens.append(token)
+        return "".join(tokens)
+
     async def hold(self, prompt: str, arrived: Callable[[], None], release: asyncio.Event) -> None:
         async with self._session.post(self._url, json=payload(prompt, stream=True)) as response:
             async for line in response.content:

@@ -93,6 +93,16 @@ class Bench(Client):
         self._idle.append(connection)
         return STREAM_TEXT if b"".join(pieces) == _WHOLE_STREAM else ""
 
+    async def first(self, prompt: str, arrived: Callable[[], None]) -> str:
+        connection = self._idle.pop() if self._idle else await self._connect()
+        connection.send(self._stream_request)
+        pieces = [await connection.receive()]
+        arrived()
+        while not pieces[-1].endswith(b"0\r\n\r\n"):
+            pieces.append(await connection.receive())
+        self._idle.append(connection)
+        return STREAM_TEXT if b"".join(pieces) == _WHOLE_STREAM else ""
+
     async def hold(self, prompt: str, arrived: Callable[[], None], release: asyncio.Event) -> None:
         connection = await self._connect()
         connection.send(self._stream_request)

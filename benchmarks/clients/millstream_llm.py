@@ -73,6 +73,14 @@ class Bench(Client):
                 tokens.append(chunk.text)
         return "".join(tokens)
 
+    async def first(self, prompt: str, arrived: Callable[[], None]) -> str:
+        async with self._llm.stream(prompt) as stream:
+            tokens = [(await anext(stream)).text]
+            arrived()
+            async for chunk in stream:
+                tokens.append(chunk.text)
+        return "".join(tokens)
+
     async def hold(self, prompt: str, arrived: Callable[[], None], release: asyncio.Event) -> None:
         async with self._llm.stream(prompt) as stream:
             await anext(stream)

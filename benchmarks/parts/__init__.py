@@ -1,0 +1,1 @@
+"""Parts of a client, measured without sockets: one file each, with one class `Bench`."""
