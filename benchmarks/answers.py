@@ -65,6 +65,13 @@ ANSWER = (
 )
 """A whole answer to a request that does not stream."""
 
+_GENERATED = _json([{"generated_text": ANSWER_TEXT}])
+GENERATED = (
+    b"HTTP/1.1 200 OK\r\nserver: static\r\ncontent-type: application/json\r\nx-request-id: 0123456789abcdef\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(_GENERATED), _GENERATED)
+)
+"""The same as the text-generation task has it."""
+
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nserver: static\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"cache-control: no-cache\r\nx-request-id: 0123456789abcdef\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -9,7 +9,8 @@ Every port answers requests that do not stream at once; they differ in how they 
 - ``first``: the first token at once, all others in one write a moment later;
 - ``held``: the first token, and then nothing until the client leaves.
 
-and in how they answer requests that do not stream (the others do so at once):
+and in how they answer requests that do not stream (the others do so at once, as they all do where a ``/models/...`` is
+asked for a text-generation task):
 
 - ``silent``: not before they are told to; they are asked how many wait (`control.py`);
 - ``late``: after `--late` seconds; they are asked when the requests came.
@@ -25,11 +26,12 @@ from collections import deque
 from time import perf_counter
 from typing import Any, ClassVar, cast
 
-from .answers import ANSWER, STREAM_HEAD, STREAM_PIECES
+from .answers import ANSWER, GENERATED, STREAM_HEAD, STREAM_PIECES
 from .machine import allow_many_files, new_loop, pin
 
 _STREAM = b'"stream":true'
 _STREAM_SPACED = b'"stream": true'
+_TASK = b"POST /models/"
 _WHOLE_STREAM = STREAM_HEAD + b"".join(STREAM_PIECES)
 _FIRST_OF_STREAM = STREAM_HEAD + STREAM_PIECES[0]
 _REST_OF_STREAM = b"".join(STREAM_PIECES[1:])
@@ -64,6 +66,8 @@ class Coalesced(asyncio.Protocol):
         assert transport is not None
         if not data.startswith(b"POST "):
             transport.write(json.dumps(self.told(data[:head_end].decode())).encode() + b"\n")
+        elif data.startswith(_TASK):
+            transport.write(GENERATED)
         elif data.find(_STREAM, body_start) < 0 and data.find(_STREAM_SPACED, body_start) < 0:
             self.answer(transport)
         else:
