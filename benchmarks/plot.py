@@ -13,7 +13,7 @@ from .scenarios import SCENARIOS
 
 OURS = "millstream_llm"
 
-_WIDTH, _LEFT, _RIGHT, _TOP = 960, 70, 230, 56
+_WIDTH, _LEFT, _RIGHT, _TOP = 1040, 70, 340, 56
 _LINES_HEIGHT, _BAR, _BETWEEN_BARS = 380, 11, 9
 _LABEL_HEIGHT = 17
 _COLOURS = (
@@ -80,13 +80,18 @@ def _requests(results: Results, top: int) -> list[str]:
     }
     points = {client: found for client, found in points.items() if found}
     bottom = top + _LINES_HEIGHT
-    drawn = [_text(_LEFT, top - 28, "CPU µs a request, by requests in flight", "title")]
+    drawn = [
+        _text(
+            _LEFT, top - 28, "CPU µs a request, by requests in flight (named: at the most that was measured)", "title"
+        )
+    ]
     if not points:
         return drawn
     figures = [figure for found in points.values() for _, figure in found]
-    upward = _axis(figures, bottom, top)
+    upward = _Log(min(figures) / 1.6, max(figures) * 1.2, bottom, top)
     along = _Log(1, max(each.concurrency for each in scenarios), _LEFT, _WIDTH - _RIGHT)
     drawn += [_tick(along.start, along.end, upward(value), value) for value in upward.tens()]
+    drawn.append(f'<line class="grid" x1="{along.start}" x2="{along.end}" y1="{bottom}" y2="{bottom}"/>')
     for each in scenarios:
         drawn.append(_text(along(each.concurrency), bottom + 20, f"{each.concurrency:,}", "soft", "middle"))
     ends = _apart([upward(found[-1][1]) for found in points.values()], _LABEL_HEIGHT)
@@ -119,7 +124,7 @@ def _tokens(results: Results, top: int) -> tuple[list[str], int]:
     drawn = [_text(_LEFT, top - 28, title, "title")]
     if not pairs:
         return drawn, top
-    start = _LEFT + 190
+    start = _LEFT + 230
     each = 2 * _BAR + _BETWEEN_BARS
     bottom = top + each * len(pairs)
     along = _axis([figure for pair in pairs.values() for figure in pair if figure], start, _WIDTH - 70)

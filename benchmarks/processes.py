@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import machine
@@ -37,18 +38,24 @@ class Ready:
         self.clients = {client.name: client for client in clients}
         self.environments: dict[str, Environment] = {}
         self.problems: dict[str, str] = {}
-        for client in clients:
+
+        def prepare(client: Description) -> None:
             try:
                 self.environments[client.name] = environment_of(client, folder, install)
             except EnvironmentNotReadyError as error:
                 self.problems[client.name] = f"its environment could not be made: {error}"
 
+        # Two at a time: one computes while the other downloads.
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(prepare, clients))
+
     def versions(self) -> dict[str, dict[str, str]]:
         """By label, what is installed for each."""
         found: dict[str, dict[str, str]] = {}
-        for name, environment in self.environments.items():
-            with contextlib.suppress(OSError, subprocess.SubprocessError):
-                found[self.clients[name].label] = versions_in(environment, self.clients[name])
+        for name, client in self.clients.items():
+            if name in self.environments:
+                with contextlib.suppress(OSError, subprocess.SubprocessError):
+                    found[client.label] = versions_in(self.environments[name], client)
         return found
 
     def measure(self, client: Description, scenario: Scenario, port: int, seconds: float, core: int | None) -> Line:

@@ -60,7 +60,7 @@ def _circumstances(how: Circumstances) -> str:
     pinned = "the origin on one, the client on another" if machine.cores()[0] is not None else "nothing pinned"
     rounds = f"{how.rounds} interleaved {'round' if how.rounds == 1 else 'rounds'}"
     if how.peer_rounds < how.rounds:
-        rounds += f" (peers in {how.peer_rounds})"
+        rounds += f" (peers in {how.peer_rounds}; what is not among the main scenarios in half as many)"
     return (
         f"{today}: Python {platform.python_version()}, uvloop {machine.version('uvloop')}; {machine.cpu_model()}, "
         f"{machine.core_count()} cores ({pinned}); {platform.system()} {platform.release()}; medians of {rounds}, "

@@ -21,6 +21,14 @@ class Effort:
     peer_rounds: int = 2
     """For the clients that are not `CORE`."""
     seconds: float = 0.5
+    even: bool = False
+    """Whether scenarios that are not the main ones are measured as often as those, and not half as often."""
+
+    def rounds_of(self, scenario: Scenario, client: str) -> int:
+        rounds = self.rounds if scenario.parts or client in CORE else self.peer_rounds
+        if not (scenario.main or self.even):
+            rounds = (rounds + 1) // 2
+        return rounds if scenario.rounds is None else min(rounds, scenario.rounds)
 
 
 class Step(NamedTuple):
@@ -49,14 +57,11 @@ def plan(
     """Each round is every scenario with every client; who is first changes from round to round."""
     for turn in range(effort.rounds):
         for scenario in scenarios:
-            if scenario.rounds is not None and turn >= scenario.rounds:
-                continue
             takers = [parts[name] for name in scenario.parts] or list(clients)
             shift = turn % max(1, len(takers))
             for client in (*takers[shift:], *takers[:shift]):
                 reason = _why_not(scenario, client)
-                often = scenario.parts or client.name in CORE
-                if turn < (1 if reason else effort.rounds if often else effort.peer_rounds):
+                if turn < (1 if reason else effort.rounds_of(scenario, client.name)):
                     yield Step(turn, scenario, client, reason)
 
 

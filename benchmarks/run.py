@@ -38,7 +38,7 @@ def effort_of(options: argparse.Namespace) -> Effort:
     usual = Effort(1, 1, 0.2) if options.quick else Effort()
     rounds = options.rounds or usual.rounds
     peer_rounds = min(rounds, options.peer_rounds or (options.rounds if options.clients else 0) or usual.peer_rounds)
-    return Effort(rounds, peer_rounds, options.seconds or usual.seconds)
+    return Effort(rounds, peer_rounds, options.seconds or usual.seconds, even=options.scenarios is not None)
 
 
 def _clients(names: str | None) -> list[Description]:
@@ -66,7 +66,9 @@ def _measure(steps: Sequence[Step], ready: Ready, seconds: float) -> list[Line]:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round of the main scenarios, for a first look")
-    parser.add_argument("--rounds", type=int, help="how often everything is measured (5)")
+    parser.add_argument(
+        "--rounds", type=int, help="how often the main scenarios are measured, and all that are named (5)"
+    )
     parser.add_argument("--peer-rounds", type=int, help="the same for the slow peers (2; with --clients as --rounds)")
     parser.add_argument("--seconds", type=float, help="the least time of one measurement (0.5)")
     parser.add_argument("--clients", help="names of files in clients/ (all)")

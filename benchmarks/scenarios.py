@@ -39,6 +39,7 @@ _TABLE_ORDER = (
     "litellm",
     "huggingface_hub_pooled",
     "openai_pooled",
+    "httpx2_pooled",
 )
 
 
@@ -77,8 +78,8 @@ class Scenario:
     """The clients that it is measured in; empty: all."""
     because: str = ""
     """Why only in those."""
-    quick: bool = False
-    """Whether it is in a quick run."""
+    main: bool = False
+    """Whether it is one of those that a quick run has, and a whole run measures twice as often as the others."""
     rounds: int | None = None
     """At most so many rounds; None: as many as there are."""
     longest: float = 60.0
@@ -94,7 +95,7 @@ class Table:
     compared: str = "millstream_llm"
 
 
-def _generate(concurrency: int, *, quick: bool = False) -> Scenario:
+def _generate(concurrency: int, *, main: bool = False) -> Scenario:
     return Scenario(
         f"generate-{concurrency}",
         f"`generate`, {concurrency} in flight",
@@ -104,7 +105,7 @@ def _generate(concurrency: int, *, quick: bool = False) -> Scenario:
         concurrency=concurrency,
         batch=max(500, (4 if concurrency <= 1024 else 2) * concurrency),
         warm_up=max(200, (2 if concurrency <= 256 else 1) * concurrency),
-        quick=quick,
+        main=main,
     )
 
 
@@ -124,7 +125,7 @@ def _unread(behaviour: str, batch: int, what: str) -> Scenario:
     )
 
 
-def _stream(concurrency: int, batch: int, *, spaced: bool = False, quick: bool = False) -> Scenario:
+def _stream(concurrency: int, batch: int, *, spaced: bool = False, main: bool = False) -> Scenario:
     apart = 2 if concurrency <= 64 else 32
     behaviour = ("spaced" if apart == 2 else "sparse") if spaced else "coalesced"
     streams = f"{concurrency} {'stream' if concurrency == 1 else 'streams'}"
@@ -141,11 +142,11 @@ def _stream(concurrency: int, batch: int, *, spaced: bool = False, quick: bool =
         warm_up=min(64, max(2, concurrency)),
         opened=concurrency,
         units_each=len(TOKENS),
-        quick=quick,
+        main=main,
     )
 
 
-def _hold(count: int, *, quick: bool = False) -> Scenario:
+def _hold(count: int, *, main: bool = False) -> Scenario:
     return Scenario(
         f"hold-{count}",
         f"open stream, {count} at a time",
@@ -155,11 +156,11 @@ def _hold(count: int, *, quick: bool = False) -> Scenario:
         behaviour="held",
         concurrency=count,
         batch=count,
-        quick=quick,
+        main=main,
     )
 
 
-def _wait(count: int, *, quick: bool = False) -> Scenario:
+def _wait(count: int, *, main: bool = False) -> Scenario:
     return Scenario(
         f"wait-{count}",
         f"call in flight, {count} at a time",
@@ -169,7 +170,7 @@ def _wait(count: int, *, quick: bool = False) -> Scenario:
         behaviour="silent",
         concurrency=count,
         batch=count,
-        quick=quick,
+        main=main,
     )
 
 
@@ -186,7 +187,6 @@ def _late(concurrency: int) -> Scenario:
         warm_up=1,
         only=CORE,
         because="at milliseconds of CPU a request no 5000 requests a second are possible",
-        rounds=3,
     )
 
 
@@ -199,11 +199,11 @@ def _codec(way: Literal["decode", "encode"], shape: str, what: str) -> Scenario:
         "result",
         shape=shape,
         parts=("pydantic_result", "millstream_result"),
-        quick=True,
+        main=True,
     )
 
 
-def _map(count: int, *, quick: bool) -> Scenario:
+def _map(count: int, *, main: bool) -> Scenario:
     return Scenario(
         f"map-{count}",
         f"`map` over {count} prompts, model without an endpoint",
@@ -212,7 +212,7 @@ def _map(count: int, *, quick: bool) -> Scenario:
         "MB at the peak",
         batch=count,
         parts=("millstream_map",),
-        quick=quick,
+        main=main,
         rounds=1,
         longest=300.0,
     )
@@ -224,8 +224,8 @@ TABLES = (
         (
             _generate(1),
             _generate(8),
-            _generate(64, quick=True),
-            _generate(256, quick=True),
+            _generate(64, main=True),
+            _generate(256, main=True),
             _generate(1024),
             _generate(4096),
             _generate(10_000),
@@ -235,19 +235,19 @@ TABLES = (
         "CPU µs a streamed token",
         (
             _stream(1, 50),
-            _stream(64, 256, quick=True),
+            _stream(64, 256, main=True),
             _stream(1024, 1024),
             _stream(1, 2, spaced=True),
-            _stream(64, 128, spaced=True, quick=True),
+            _stream(64, 128, spaced=True, main=True),
             _stream(1024, 1024, spaced=True),
         ),
     ),
-    Table("kB of memory for each", (_wait(2000), _wait(5000, quick=True), _hold(2000), _hold(5000, quick=True))),
+    Table("kB of memory for each", (_wait(2000), _wait(5000, main=True), _hold(2000), _hold(5000, main=True))),
     Table(
         "Time and memory to begin",
         (
-            Scenario("first", "first token of one stream", "first token, ms", "first", "ms", "first", quick=True),
-            Scenario("import", "import", "import, CPU s", "import", "process", quick=True),
+            Scenario("first", "first token of one stream", "first token, ms", "first", "ms", "first", main=True),
+            Scenario("import", "import", "import, CPU s", "import", "process", main=True),
             Scenario("import-memory", "memory after the import", "after the import, MB", "import-memory", "process"),
         ),
     ),
@@ -276,14 +276,14 @@ TABLES = (
                 "events",
                 "token",
                 parts=("by_hand_events", "millstream_events"),
-                quick=True,
+                main=True,
             ),
         ),
         compared="millstream_events",
     ),
     Table(
         "`map` without an endpoint, MB at the peak",
-        (_map(10_000, quick=True), _map(1_000_000, quick=False)),
+        (_map(10_000, main=True), _map(1_000_000, main=False)),
         compared="millstream_map",
     ),
 )
@@ -298,7 +298,7 @@ def chosen(names: str | None, *, quick: bool = False) -> list[Scenario]:
         LookupError: a name that no scenario has.
     """
     if names is None:
-        return [each for each in SCENARIOS if each.quick or not quick]
+        return [each for each in SCENARIOS if each.main or not quick]
     found: set[str] = set()
     for part in names.split(","):
         matching = {each.name for each in SCENARIOS if f"{each.name}-".startswith(f"{part}-")}

@@ -61,9 +61,18 @@ def test_peers_are_in_fewer_rounds():
     assert (found.count("peer"), found.count("floor"), found.count("millstream_llm")) == (2, 5, 5)
 
 
+def test_the_main_scenarios_are_measured_twice_as_often_unless_it_is_to_be_even():
+    for even, hold in ((False, [3, 1, 3]), (True, [5, 2, 5])):
+        found = [
+            (step.scenario.name, step.client.name) for step in steps("generate-64,hold-2000", Effort(5, 2, even=even))
+        ]
+        assert [found.count(("generate-64", each.name)) for each in (FLOOR, PEER, OURS)] == [5, 2, 5]
+        assert [found.count(("hold-2000", each.name)) for each in (FLOOR, PEER, OURS)] == hold
+
+
 def test_a_client_says_where_it_makes_no_sense():
     shy = Description("shy", skips={"generate-10000": "minutes"})
-    found = steps("generate-1,generate-10000", Effort(3, 3), [shy])
+    found = steps("generate-1,generate-10000", Effort(3, 3, even=True), [shy])
     assert [step.why_not for step in found if step.scenario.name == "generate-10000"] == ["minutes"]
     assert [step.why_not for step in found if step.scenario.name == "generate-1"] == [None] * 3
 
@@ -96,6 +105,7 @@ def test_what_lasts_is_measured_once():
         (["--rounds", "1"], Effort(1, 1, 0.5)),
         (["--clients", "floor", "--rounds", "7"], Effort(7, 7, 0.5)),
         (["--peer-rounds", "3", "--seconds", "1"], Effort(5, 3, 1.0)),
+        (["--scenarios", "hold"], Effort(5, 2, 0.5, even=True)),
     ],
 )
 def test_the_effort_is_what_was_asked_for(arguments, effort):

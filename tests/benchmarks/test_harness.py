@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -51,26 +52,30 @@ CLIENTS = ("floor", "aiohttp_loop", "httpx_loop", "millstream_llm")
 
 @pytest.fixture(scope="module")
 def running():
-    """All clients at once, since each mostly waits for Python and for the origin."""
-    with subprocess.Popen(ORIGIN, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as origin:
-        ports = origin.stdout.readline().decode()
+    """All clients at once, each with its origin, since each mostly waits for Python."""
+    with contextlib.ExitStack() as stack:
+        origins = [
+            stack.enter_context(subprocess.Popen(ORIGIN, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            for _ in CLIENTS
+        ]
         environment = {**os.environ, "PYTHONWARNINGS": "error::ResourceWarning"}
         processes = {
             client: subprocess.Popen(
-                [sys.executable, "-c", CHECK, client, ports, *TRIED],
+                [sys.executable, "-c", CHECK, client, origin.stdout.readline().decode(), *TRIED],
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for client in CLIENTS
+            for client, origin in zip(CLIENTS, origins, strict=True)
         }
         yield processes
         for process in processes.values():
             process.kill()
             process.communicate()
-        origin.stdin.close()
+        for origin in origins:
+            origin.stdin.close()
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is measured by /proc")
