@@ -10,7 +10,6 @@ import math
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
-from typing import Any
 from weakref import WeakSet
 
 import anyio

@@ -221,51 +221,62 @@ class AsyncCaller:
         raise DeadlineError(deadline="total", seconds=max(0.0, deadline - start)) from call.cause
 
     async def _attempts_of(self, call: Call, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> Lease[T]:
-        options, admission = call.options, self._admission
-        observer, begin, signals, tokens = options.observer, options.begin, options.signals, options.tokens or 0
+        observer, permit = call.options.observer, self._permit_now(call)
         while True:
-            permit = admission.acquire_nowait(call.lanes, tokens, signals=signals) or await self._queue(call)
-            if call.cause is not None:
-                self._retrying.begin(call, permit)
+            if permit is None:
+                permit = await self._queue(call)
             if observer is not None:
                 try:
-                    if admission.changes:
+                    if self._admission.changes:
                         await self._tell_changes(call)
                     await observer.attempt(call.attempts + 1)
                 except BaseException:
                     permit.give_back()
                     raise
-            if begin is not None:
-                begin(permit)
-            call.attempts += 1
-            self._attempts += 1
-            self._retries += call.attempts > 1
+            self._count_attempt(call, permit)
             try:
                 value = await function(*args)
             except Exception as error:
                 delay = await self._delay_after(call, permit, error)
                 if delay is None:
                     raise
-                call.cause = error
+                call.cause, permit = error, None
             except BaseException:
                 permit.broken()
                 raise
             else:
                 self._retrying.answered(permit.lane)
                 return Lease(value, permit, call.attempts, call.waited)
-            if delay > 0:
-                await self._back_off(delay)
+            await self._back_off(delay)
+
+    def _permit_now(self, call: Call) -> Permit | None:
+        """A permit for the first attempt, None where it has to queue."""
+        options = call.options
+        return self._admission.acquire_nowait(call.lanes, options.tokens or 0, signals=options.signals)
+
+    def _count_attempt(self, call: Call, permit: Permit) -> None:
+        if call.options.begin is not None:
+            call.options.begin(permit)
+        call.attempts += 1
+        self._attempts += 1
+        self._retries += call.attempts > 1
 
     async def _queue(self, call: Call) -> Permit:
         """A permit, in its turn; who was admitted before goes first."""
         admission, options = self._admission, call.options
         self._retrying.check_hold(call)
         tokens, front = options.tokens or 0, 0 < call.attempts <= _GOES_FIRST
+        permit: Permit | None = None
         if call.queue is None:
-            return await admission.acquire(call.lanes, tokens, signals=options.signals, front=front)
-        with anyio.CancelScope(deadline=_clock.monotonic() + call.queue):
-            return await admission.acquire(call.lanes, tokens, signals=options.signals, front=front)
-        raise DeadlineError(deadline="queue", seconds=call.queue) from call.cause
+            permit = await admission.acquire(call.lanes, tokens, signals=options.signals, front=front)
+        else:
+            with anyio.CancelScope(deadline=_clock.monotonic() + call.queue):
+                permit = await admission.acquire(call.lanes, tokens, signals=options.signals, front=front)
+        if permit is None:
+            raise DeadlineError(deadline="queue", seconds=call.queue) from call.cause
+        if call.cause is not None:
+            self._retrying.begin(call, permit)
+        return permit
 
     async def _delay_after(self, call: Call, permit: Permit, error: Exception) -> float | None:
         """End a failed attempt. Seconds until the call queues up for another, None for no other."""
@@ -284,6 +295,8 @@ class AsyncCaller:
             await observer.window(*changes.popleft())
 
     async def _back_off(self, delay: float) -> None:
+        if delay <= 0:
+            return
         closing = anyio.Event()
         self._backing_off.add(closing)
         try:

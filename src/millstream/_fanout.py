@@ -25,6 +25,7 @@ from millstream._errors import OptionTypeError
 __all__ = ["Send", "Width", "fan_out", "for_each"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 Send = Callable[[T], Awaitable[None]]
 """What a worker gives its results to; waits while nobody takes them (that is the back-pressure)."""
 
@@ -137,17 +138,18 @@ class _Crew:
 
 async def for_each(
     values: Sequence[T],
-    work: Callable[[int, T, Callable[[], None]], Awaitable[None]],
+    work: Callable[[T, Callable[[], None]], Awaitable[R]],
     *,
     width: Width,
-) -> tuple[int, Exception] | None:
-    """Run ``work(index, value, one_more)`` for each value, with as many workers as `width` allows.
+) -> tuple[list[R], tuple[int, Exception] | None]:
+    """The results of ``work(value, one_more)`` for each value, with as many workers as `width` allows.
 
     As many workers as may be in flight: one that has ended its call makes the next one without waiting for a turn.
     `one_more` says that a call waits for its retry, so that somebody else can use its place meanwhile. The first error
-    cancels the rest; it is given back with its index, None without one.
+    cancels the rest; it is given back with its index, None without one (the results are of use only then).
     """
     left = iter(enumerate(values))
+    results: list[Any] = [None] * len(values)
     failures: list[tuple[int, Exception]] = []
     running = spare = done = 0
 
@@ -155,7 +157,7 @@ async def for_each(
         nonlocal running, done
         for index, value in left:
             try:
-                await work(index, value, one_more)
+                results[index] = await work(value, one_more)
             except Exception as error:  # noqa: BLE001 - the first one is given back
                 failures.append((index, error))
                 workers.cancel_scope.cancel()
@@ -183,7 +185,7 @@ async def for_each(
             grow()
     finally:
         stop_growing()
-    return failures[0] if failures else None
+    return results, failures[0] if failures else None
 
 
 class _Results(AsyncIterator[T]):

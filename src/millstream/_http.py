@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -14,10 +14,12 @@ from millstream import _clock, _headers
 from millstream._assembly import ResultBuilder, chunks_of
 from millstream._config import CallOptions, Deadlines
 from millstream._errors import (
+    AuthenticationError,
     DeadlineError,
     DeadlineName,
     MillstreamError,
     ModelLoadingError,
+    ModelNotFoundError,
     ProtocolError,
     StatusError,
     UsageError,
@@ -35,7 +37,7 @@ from millstream._wire.errors import decode_error
 if TYPE_CHECKING:
     from millstream._headers import StatedLimits
 
-__all__ = ["Exchange", "HttpChunkSource"]
+__all__ = ["Exchange", "ExchangeListener", "HttpChunkSource"]
 
 _USUAL_DEADLINES = Deadlines()
 _MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -43,6 +45,16 @@ _SCALE_UP_SECONDS = 600.0
 """How long a request waits for a replica at the most: large models take minutes to load."""
 _MADE_WHOLE = ("n", "logprobs", "response_format", "tools", "tool_choice")
 """Options with which some servers can't stream though they can without."""
+
+
+class ExchangeListener(Protocol):
+    """Whose requests they are."""
+
+    def stated(self, limits: StatedLimits, /) -> None:
+        """The headers of an answer tell how much the server will still take."""
+
+    def explain(self, error: StatusError, /) -> None:
+        """Add what may be the reason of a refusal: no such model, no access. It may be told the same one again."""
 
 
 class Exchange:
@@ -55,7 +67,7 @@ class Exchange:
         transport: what carries the requests.
         model: the ``model`` of the body; None: none.
         key: what must be in no error.
-        on_limits: told what an answer's headers say of rate limits, where they say something.
+        listener: whose requests they are; None: nobody listens.
         scales_to_zero: whether the server may have no replica up (dedicated endpoints). After a 503 that may come of
             it, requests ask to be held until one is up, and have the time for it; until an answer comes.
     """
@@ -63,12 +75,13 @@ class Exchange:
     __slots__ = (
         "_host",
         "_key",
+        "_listener",
         "_model",
-        "_on_limits",
         "_patient",
         "_plain",
         "_scales_to_zero",
         "_streamed",
+        "_timeouts",
         "_transport",
         "_unstreamed",
         "_waking",
@@ -86,7 +99,7 @@ class Exchange:
         *,
         model: str | None,
         key: Secret | None = None,
-        on_limits: Callable[[StatedLimits], None] | None = None,
+        listener: ExchangeListener | None = None,
         scales_to_zero: bool = False,
     ) -> None:
         self.dialect = dialect
@@ -95,7 +108,8 @@ class Exchange:
         self._transport = transport
         self._model = model
         self._key = key
-        self._on_limits = on_limits
+        self._listener = listener
+        self._timeouts = _USUAL_DEADLINES, Timeouts(_USUAL_DEADLINES.connect, _USUAL_DEADLINES.write)
         self._unstreamed: set[tuple[str, ...]] = set()  # what the server refused to stream, as `_made_of` has it
         self._scales_to_zero = scales_to_zero
         self._waking = False  # a replica is being started, as far as is known
@@ -118,12 +132,15 @@ class Exchange:
             DeadlineError, TransportError: the way there failed.
         """
         deadlines = options.deadlines or _USUAL_DEADLINES
-        timeouts = Timeouts(deadlines.connect, deadlines.write, None, None)
         body = self.dialect.encode(prompt, options, model=self._model, stream=False)
+        if self._wanted is not None:
+            body = self.dialect.amend(body, *self._wanted) or body
         route = self._patient_route(self._plain, deadlines) if self._waking else self._plain
+        request = Request(route, body, timeouts=self._timeouts_of(deadlines))
         response: Response | None = None
         try:
-            response = await self._send(route, body, timeouts, stream=False)
+            answer = await self._transport.send(request)  # as by `_send`, whose frame each answer would wake
+            response = answer if self._takes(answer) else await self._send_amended(request, answer)
             return _with_prompt_tokens(self._decode(response.body, prompt, options), response)
         except MillstreamError as error:
             self.add_facts(error, response)
@@ -191,35 +208,39 @@ class Exchange:
         first, idle = deadlines.first_token, deadlines.idle
         read = None if first is None or idle is None else max(first, idle)
         timeouts = Timeouts(deadlines.connect, deadlines.write, read, None)
-        if first is None or first == read:
-            return await self._send(route, body, timeouts, stream=True)
-        with suppress(_clock.Expired):
-            return await self._watch.run_until(loop, sent_at + first, self._send, route, body, timeouts, True)
-        raise DeadlineError(deadline="read")
-
-    async def _send(self, route: Route, body: bytes, timeouts: Timeouts, stream: bool) -> Response:
-        """Send a request; where the server wants it in other words, say it so, and so from then on.
-
-        Raises:
-            StatusError: the answer is a refusal.
-        """
         if self._wanted is not None:
             body = self.dialect.amend(body, *self._wanted) or body
-        response = await self._send_as_it_is(Request(route, body, stream=stream, timeouts=timeouts))
-        if 200 <= response.status < 300:
-            return response
-        answer = await _body_of(response)
-        amended = self.dialect.amend(body, response.status, answer)
-        if amended is not None and amended != body:
-            self._wanted = (response.status, answer)
-            response = await self._send_as_it_is(Request(route, amended, stream=stream, timeouts=timeouts))
-            if 200 <= response.status < 300:
+        request = Request(route, body, stream=True, timeouts=timeouts)
+        if first is None or first == read:
+            return await self._send(request)
+        with suppress(_clock.Expired):
+            return await self._watch.run_until(loop, sent_at + first, self._send, request)
+        raise DeadlineError(deadline="read")
+
+    async def _send(self, request: Request) -> Response:
+        """Send a request. Raises: `StatusError`, the answer is a refusal."""
+        answer = await self._transport.send(request)
+        return answer if self._takes(answer) else await self._send_amended(request, answer)
+
+    async def _send_amended(self, request: Request, refusal: Response) -> Response:
+        """Where the server wants a request in other words, say it so, and so from then on.
+
+        Raises:
+            StatusError: the answer is a refusal again, or there are no other words.
+        """
+        status, answer = refusal.status, await _body_of(refusal)
+        amended = self.dialect.amend(request.body, status, answer)
+        if amended is not None and amended != request.body:
+            self._wanted = (status, answer)
+            again = Request(request.route, amended, stream=request.stream, timeouts=request.timeouts)
+            response = await self._transport.send(again)
+            if self._takes(response):
                 return response
-            answer = await _body_of(response)
+            refusal, answer = response, await _body_of(response)
         if self._key is not None:
             answer = self._key.hide_in_bytes(answer)  # a server may send it back, and errors are shown
-        error = decode_error(response.status, response.header, answer, host=self._host, now=_clock.wall_time())
-        raise self._starting(error) if self._scales_to_zero and response.status == 503 else error
+        error = decode_error(refusal.status, refusal.header, answer, host=self._host, now=_clock.wall_time())
+        raise self._starting(error) if self._scales_to_zero and refusal.status == 503 else error
 
     def _starting(self, error: StatusError) -> StatusError:
         """What a 503 is where it may come of there being no replica: then the next requests wait for one to be up."""
@@ -253,21 +274,33 @@ class Exchange:
             )
         return patient
 
-    async def _send_as_it_is(self, request: Request) -> Response:
-        response = await self._transport.send(request)
-        if self._waking and 200 <= response.status < 300:
-            self._waking = False
-        if self._on_limits is not None and any(b"ratelimit" in name for name, _ in response.headers):
-            self._tell_limits(self._on_limits, response)
-        return response
+    def _timeouts_of(self, deadlines: Deadlines) -> Timeouts:
+        """For a whole answer. Nearly always those of the call before."""
+        known, timeouts = self._timeouts
+        if deadlines is not known:
+            timeouts = Timeouts(deadlines.connect, deadlines.write)
+            self._timeouts = deadlines, timeouts
+        return timeouts
+
+    def _takes(self, response: Response) -> bool:
+        """Whether it is no refusal. What it says of limits is told in any case."""
+        if self._listener is not None:
+            for name, _ in response.headers:
+                if b"ratelimit" in name:
+                    self._tell_limits(self._listener, response)
+                    break
+        if not 200 <= response.status < 300:
+            return False
+        self._waking = False
+        return True
 
     @staticmethod
-    def _tell_limits(tell: Callable[[StatedLimits], None], response: Response) -> None:
+    def _tell_limits(listener: ExchangeListener, response: Response) -> None:
         if response.header(b"retry-after") is not None:
             return  # comes first: what the answer says of its limits would only make the wait longer
         limits = _headers.stated_limits(response.headers, now=_clock.wall_time())
         if limits is not None:
-            tell(limits)
+            listener.stated(limits)
 
     def _decode_whole(
         self, response: Response, body: bytes, prompt: BasePromptValue, options: CallOptions
@@ -300,6 +333,8 @@ class Exchange:
             _hide_in(error, self._key)
         if isinstance(error, UsageError):
             return
+        if self._listener is not None and isinstance(error, ModelNotFoundError | AuthenticationError):
+            self._listener.explain(error)
         if response is not None:
             error.request_id = error.request_id or request_id(response.header)
             error.provider = error.provider or provider(response.header)

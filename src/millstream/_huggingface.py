@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 import msgspec
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     import httpx
 
 __all__ = ["HuggingFaceInference", "HuggingFaceParams"]
+
+T = TypeVar("T")
 
 ANY: Final = "any"
 _POLICIES = (ANY, "fastest", "cheapest", "preferred")
@@ -217,27 +219,24 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
     ) -> ChunkSource:
         return await self._site.first_that_speaks(lambda exchange: exchange.open_or_ask(prompt, options))
 
-    async def _generate_at(
+    def _generate_at(
         self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
-    ) -> LLMResult:
-        token = _lane.set(lane)
-        try:
-            return await self._generate(prompt, options, run)
-        finally:
-            _lane.reset(token)
+    ) -> Awaitable[LLMResult]:
+        return self._at(lane, self._generate, prompt, options, run)
 
-    async def _open_stream_at(
+    def _open_stream_at(
         self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
-    ) -> ChunkSource:
-        token = _lane.set(lane)
-        try:
-            return await self._open_stream(prompt, options, run)
-        finally:
-            _lane.reset(token)
+    ) -> Awaitable[ChunkSource]:
+        return self._at(lane, self._open_stream, prompt, options, run)
+
+    def _at(self, lane: str, ask: Callable[..., Awaitable[T]], *args: Any) -> Awaitable[T]:
+        return ask(*args) if len(self._sites) == 1 else _in_lane(lane, ask, args)
 
     @property
     def _site(self) -> Site:
         """Where the attempt under way is to be made."""
+        if len(self._sites) == 1:
+            return self._sites[0]
         return self._by_lane.get(_lane.get()) or self._sites[0]
 
     async def _get_ready(self, options: CallOptions) -> None:
@@ -357,6 +356,14 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state["params"])  # type: ignore[misc]
         self._access.takes_environment_key = state["implicit_key"]
+
+
+async def _in_lane(lane: str, ask: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> T:
+    token = _lane.set(lane)
+    try:
+        return await ask(*args)
+    finally:
+        _lane.reset(token)
 
 
 def _headers(headers: Any, bill_to: Any) -> list[tuple[str, str]]:

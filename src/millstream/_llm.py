@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
@@ -86,6 +86,8 @@ class BaseLLM(BaseLanguageModel):
         """What a call uses where it says nothing else."""
         self._flights: SingleFlight[LLMResult] = SingleFlight()
         self._closed = False
+        self._is_ready = True
+        """Whether `_get_ready` has nothing to do."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -118,17 +120,17 @@ class BaseLLM(BaseLanguageModel):
         """One attempt to stream the answer to one prompt. A model that can't stream gives it in one piece."""
         return ResultSource(await self._generate(prompt, options, run))
 
-    async def _generate_at(
+    def _generate_at(
         self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
-    ) -> LLMResult:
+    ) -> Awaitable[LLMResult]:
         """`_generate` at one of `_lanes`. Only a model with several endpoints needs to know which."""
-        return await self._generate(prompt, options, run)
+        return self._generate(prompt, options, run)
 
-    async def _open_stream_at(
+    def _open_stream_at(
         self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
-    ) -> ChunkSource:
+    ) -> Awaitable[ChunkSource]:
         """The same for `_open_stream`."""
-        return await self._open_stream(prompt, options, run)
+        return self._open_stream(prompt, options, run)
 
     @property
     def _lanes(self) -> tuple[str, ...]:
@@ -136,7 +138,7 @@ class BaseLLM(BaseLanguageModel):
         return ("",)
 
     async def _get_ready(self, options: CallOptions) -> None:
-        """Find out what `_lanes` has to know, once: each call waits for this before its first attempt."""
+        """Find out what `_lanes` has to know: each call waits for this before its first attempt, until `_is_ready`."""
 
     @property
     def _can_stream(self) -> bool:
@@ -327,19 +329,18 @@ class BaseLLM(BaseLanguageModel):
         self, values: Sequence[BasePromptValue], options: CallOptions, listeners: Listeners
     ) -> Sequence[LLMResult]:
         await self._get_ready(options)
-        results: dict[int, LLMResult] = {}
 
-        async def work(index: int, value: BasePromptValue, one_more: Callable[[], None]) -> None:
-            results[index] = await self._run(value, options, listeners, one_more).answer()
+        def answer(value: BasePromptValue, one_more: Callable[[], None]) -> Awaitable[LLMResult]:
+            return self._run(value, options, listeners, one_more).answer()
 
-        failure = await for_each(values, work, width=self.caller.places(self._lanes))
+        results, failure = await for_each(values, answer, width=self.caller.places(self._lanes))
         if failure is not None:
             index, error = failure
             if isinstance(error, MillstreamError):
                 error.prompt_index = index
             error.add_note(f"This was prompt {index} of {len(values)} (counted from 0).")
             raise error
-        return [results[index] for index in range(len(values))]
+        return results
 
     async def _outcome(self, index: int, prompt: Any, options: CallOptions, listeners: Listeners) -> Outcome:
         try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import anyio
+import msgspec
 
 from millstream import _clock
 from millstream._assembly import parse_response
@@ -44,15 +45,18 @@ class Model(Protocol):
     @property
     def _streams_on_wire(self) -> bool: ...
 
+    @property
+    def _is_ready(self) -> bool: ...
+
     async def _get_ready(self, options: CallOptions) -> None: ...
 
-    async def _generate_at(
+    def _generate_at(
         self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
-    ) -> LLMResult: ...
+    ) -> Awaitable[LLMResult]: ...
 
-    async def _open_stream_at(
+    def _open_stream_at(
         self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
-    ) -> ChunkSource: ...
+    ) -> Awaitable[ChunkSource]: ...
 
     def _invocation_params(self, options: CallOptions) -> dict[str, Any]: ...
 
@@ -73,7 +77,7 @@ class Listeners:
         """Tell that a run of `prompt` starts; None where nobody listens."""
         if self._manager is None:
             return None
-        return self._manager.on_llm_start(self._description, [prompt.to_string()])[0]
+        return self._manager.start_run(self._description, prompt.to_string())
 
     def _description(self) -> SerializedLLM:
         if self._described is None:
@@ -81,44 +85,35 @@ class Listeners:
         return self._described
 
 
-class Run:
+class Run(msgspec.Struct, eq=False):
     """One prompt of one call, from its start event on. Call `answer` or `stream`, once."""
 
-    __slots__ = (
-        "_attempts", "_cause", "_model", "_on_back_off", "_options", "_permit", "_prompt", "_run", "_shares", "_waited"
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        model: Model,
-        prompt: BasePromptValue,
-        options: CallOptions,
-        run: CallbackManagerForLLMRun | None,
-        on_back_off: Callable[[], None] | None = None,
-    ) -> None:
-        self._model = model
-        self._prompt = prompt
-        self._options = options
-        self._run = run
-        self._on_back_off = on_back_off
-        self._shares = False
-        self._attempts = 0
-        self._waited = 0.0
-        self._cause: Exception | None = None
-        self._permit: Permit | None = None
+    _model: Model
+    _prompt: BasePromptValue
+    _options: CallOptions
+    _run: CallbackManagerForLLMRun | None
+    _on_back_off: Callable[[], None] | None = None
+    _shares: bool = False
+    _attempts: int = 0
+    _waited: float = 0.0
+    _cause: Exception | None = None
+    _permit: Permit | None = None
 
     async def answer(self) -> LLMResult:
         """The whole result. Raises: whatever the model and the caller raise."""
-        run = self._run
-        if run is None:
-            return await self._find()
+        run, cache = self._run, self._model.cache
         try:
-            await run.start()
-            result = await self._find()
+            if run is not None and run.owes:
+                await run.start()
+            result = await (self._ask() if cache is None else self._find_in(cache))
+            if self._options.response_format is not None:
+                result = parse_response(result, self._options)
         except BaseException as error:
-            await run.on_llm_error(error)
+            if run is not None:
+                await run.on_llm_error(error)
             raise
-        await run.on_llm_end(result)
+        if run is not None:
+            await run.on_llm_end(result)
         return result
 
     async def stream(self) -> RunStream:
@@ -135,7 +130,7 @@ class Run:
     async def attempt(self, number: int, /) -> None:
         """For the caller: tell that it makes an attempt."""
         self._attempts = number
-        if self._run is not None:
+        if self._run is not None and self._run.wants("on_attempt"):
             await self._run.on_attempt(number)
 
     async def retry(self, number: int, delay: float, error: Exception, /) -> None:
@@ -162,11 +157,6 @@ class Run:
         """For the caller: tell what it does about an endpoint's limits."""
         if self._run is not None:
             await self._run.on_window(lane, change, time)
-
-    async def _find(self) -> LLMResult:
-        cache = self._model.cache
-        result = await self._ask() if cache is None else await self._find_in(cache)
-        return result if self._options.response_format is None else parse_response(result, self._options)
 
     async def _find_in(self, cache: BaseCache) -> LLMResult:
         key = self._cache_key()
@@ -204,12 +194,17 @@ class Run:
         error.attempts, error.waited = self._attempts, self._waited
         return error
 
-    async def _ask(self) -> LLMResult:
+    def _ask(self) -> Awaitable[LLMResult]:
         model = self._model
-        await model._get_ready(self._options)
-        if model._streams_on_wire:
-            return await model.caller.call_with_options(self._caller_options(signals=True), self._stream_whole)
-        return await model.caller.call_with_options(self._caller_options(), self._generate)
+        if not model._is_ready:
+            return self._ask_when_ready()
+        is_streamed = model._streams_on_wire
+        attempt = self._stream_whole if is_streamed else self._generate
+        return model.caller.call_with_options(self._caller_options(signals=is_streamed), attempt)
+
+    async def _ask_when_ready(self) -> LLMResult:
+        await self._model._get_ready(self._options)
+        return await self._ask()
 
     def _begin(self, permit: Permit) -> None:
         self._permit = permit
@@ -218,8 +213,8 @@ class Run:
     def _lane(self) -> str:
         return "" if self._permit is None else self._permit.lane
 
-    async def _generate(self) -> LLMResult:
-        return await self._model._generate_at(self._lane, self._prompt, self._options, self._run)
+    def _generate(self) -> Awaitable[LLMResult]:
+        return self._model._generate_at(self._lane, self._prompt, self._options, self._run)
 
     async def _stream_whole(self) -> LLMResult:
         """The whole answer, streamed only because that tells when the endpoint began to serve it."""
@@ -239,7 +234,8 @@ class Run:
                 source = ResultSource(found)
                 return RunStream(self._options, self._run, source, await source.receive())
         began = _clock.monotonic()
-        await model._get_ready(self._options)
+        if not model._is_ready:
+            await model._get_ready(self._options)
         lease = await model.caller.open(self._caller_options(signals=model._can_stream), self._open_first)
         source_and_first: tuple[ChunkSource, Sequence[GenerationChunk]] = lease.value
         total = self._total

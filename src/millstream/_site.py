@@ -24,6 +24,7 @@ from millstream._errors import (
     StatusError,
     UsageError,
 )
+from millstream._headers import StatedLimits
 from millstream._http import Exchange
 from millstream._origin import Origin
 from millstream._routes import (
@@ -268,20 +269,21 @@ class Site:
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
-    async def first_that_speaks(self, ask: Callable[[Exchange], Awaitable[T]]) -> T:
+    def first_that_speaks(self, ask: Callable[[Exchange], Awaitable[T]]) -> Awaitable[T]:
         """Ask at the routes in turn until one exists; the others are forgotten then."""
+        exchanges = self._exchanges
+        return ask(exchanges[0]) if len(exchanges) == 1 else self._find_out(ask)
+
+    async def _find_out(self, ask: Callable[[Exchange], Awaitable[T]]) -> T:
         exchanges = self._exchanges or await self.prepare()
         if len(exchanges) == 1:
-            try:
-                return await ask(exchanges[0])
-            except (ModelNotFoundError, AuthenticationError) as error:
-                raise self._explained(error) from None
+            return await ask(exchanges[0])
         refused: list[str] = []
         for exchange in list(exchanges):
             try:
                 answer = await ask(exchange)
-            except (ModelNotFoundError, AuthenticationError) as error:
-                raise self._explained(error) from None
+            except (ModelNotFoundError, AuthenticationError):
+                raise
             except (NotFoundError, BadRequestError) as error:
                 if not _is_missing_dialect(error):
                     self._exchanges = [exchange]
@@ -297,15 +299,19 @@ class Site:
             provider=self.routes[0].origin.host if self.routes else None,
         )
 
-    def _explained(self, error: StatusError) -> StatusError:
+    def stated(self, limits: StatedLimits) -> None:
+        """See `ExchangeListener`."""
+        self.access.caller.stated(limits, self.lane)
+
+    def explain(self, error: StatusError) -> None:
+        """See `ExchangeListener`."""
         hint = ""
         if isinstance(error, ModelNotFoundError) and self._named_model is None:
             hint = "; set model= to one that the endpoint serves"
         elif isinstance(error, AuthenticationError) and not self.fingerprint():
             hint = "; no key was sent: give api_key= (one from the environment goes only to Hugging Face's own hosts)"
-        if hint:
+        if hint and not str(error.args[0]).endswith(hint):
             error.args = (f"{error.args[0]}{hint}",)
-        return error
 
     async def prepare(self) -> list[Exchange]:
         """Have something to ask with.
@@ -336,7 +342,7 @@ class Site:
             self.access.transport_to(route.origin),
             model=self._model_field(route),
             key=self.credential(),
-            on_limits=lambda limits: self.access.caller.stated(limits, self.lane),  # which may be named later
+            listener=self,
             scales_to_zero=self.waits_for_replicas and _scales_to_zero(route.origin.host),
         )
 
@@ -404,7 +410,9 @@ class Site:
         if response.status == 200:
             return known or {}
         error = self._refusal(response)
-        raise self._explained(error) if isinstance(error, AuthenticationError) else error
+        if isinstance(error, AuthenticationError):
+            self.explain(error)
+        raise error
 
     async def _send(self, method: str, path: str, body: bytes, deadlines: Deadlines) -> Response:
         route = self.routes[0]

@@ -135,18 +135,29 @@ def test_what_a_dialect_can_not_stream(api, extra, streams):
     assert DIALECTS[api].can_stream(CallOptions(extra_body=extra)) is streams
 
 
+class Listener:
+    """Keeps what it is told of limits."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.stated = self.told.append
+
+    def explain(self, error: Exception, /) -> None:
+        """Nothing to say."""
+
+
 async def test_limits_that_an_answer_states_are_told():
-    told: list[Any] = []
+    listener = Listener()
     limited = {"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "10"}
     transport = ScriptedTransport(
         Answer.json({"error": "busy"}, 429, **limited), Answer(200, limited, PLAIN.pieces, 0.0, stalls=False), PLAIN
     )
-    exchange = exchange_at(transport, on_limits=told.append)
+    exchange = exchange_at(transport, listener=listener)
     with pytest.raises(RateLimitError):
         await exchange.ask(PROMPT, CallOptions())
     for _ in range(2):
         await exchange.ask(PROMPT, CallOptions())
-    assert [(limits.requests_remaining, limits.requests_reset) for limits in told] == [(3, 10)] * 2
+    assert [(limits.requests_remaining, limits.requests_reset) for limits in listener.told] == [(3, 10)] * 2
 
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "text-generation": "/"}

@@ -161,8 +161,7 @@ class CallbackManager:
             llm = llm() if "on_llm_start" in self._index else {}
         runs: list[CallbackManagerForLLMRun] = []
         try:
-            for prompt in prompts:
-                runs.append(self.start_run(llm, prompt))
+            runs.extend(self.start_run(llm, prompt) for prompt in prompts)
         except BaseException as error:
             for run in runs:
                 run.end_now(error)

@@ -212,12 +212,9 @@ class LocalLimiter(Limiter):
         self._pushed_back_until = max(self._pushed_back_until, self._clock.now() + seconds)
 
     def _ready_at(self, now: float, requests: int, tokens: int) -> float:
-        ready = self._pushed_back_until
-        for limit, amount in ((self._requests, requests), (self._tokens, tokens)):
-            at = now if limit is None else limit.ready_at(now, amount)
-            if at > ready:
-                ready = at
-        return ready
+        at_requests = now if self._requests is None else self._requests.ready_at(now, requests)
+        at_tokens = now if self._tokens is None else self._tokens.ready_at(now, tokens)
+        return max(at_requests, at_tokens, self._pushed_back_until)
 
     def _wake(self) -> None:
         if self._changed is not None:
