@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {
 
 class Bench(Client):
     label = "huggingface_hub"
-    module = "huggingface_hub"
+    module = "huggingface_hub.inference._generated._async_client"
     distributions = ("huggingface_hub", "httpx2")
     requirements = ("huggingface_hub==2.4.0", "httpx2==2.16.2")
 

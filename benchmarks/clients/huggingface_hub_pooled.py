@@ -11,7 +11,7 @@ from millstream.httpx2 import PooledTransport
 
 class Bench(plain.Bench):
     label = "huggingface_hub, on millstream's pool"
-    module = "huggingface_hub"
+    module = "huggingface_hub.inference._generated._async_client"
     distributions = ("huggingface_hub", "httpx2", "millstream")
     requirements = ("huggingface_hub==2.4.0", "httpx2==2.16.2", ".[httpx2]")
 
