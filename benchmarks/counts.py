@@ -111,13 +111,23 @@ class Bench:
         self._forget()
         before = sys.getallocatedblocks()
         gc.disable()
+        tracemalloc.start()
         self._run(self._generate(count))
         self._run(self._stream(count, len(TOKENS)))
-        cyclic = gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        gc.set_debug(0)
+        counts: Counts = Counter(
+            ("cyclic", f"{type(each).__module__}.{type(each).__qualname__}") for each in gc.garbage
+        )
+        gc.garbage.clear()
         gc.enable()
         self._forget()
         kept = sys.getallocatedblocks() - before
-        return Counter({("cyclic", "all together"): cyclic, ("kept", "all together"): kept})
+        counts.update(("kept-at", each.traceback[0]) for each in tracemalloc.take_snapshot().traces)
+        tracemalloc.stop()
+        counts["kept", "all together, less what it replaced"] = kept
+        return counts
 
     def _forget(self) -> None:
         """Go on after an hour, when no minute has anything in it any more, and no connection is still open."""
@@ -223,6 +233,7 @@ def measure() -> dict[str, Each]:
     units: dict[str, Each] = {}
     with Bench(64) as bench:
         units["request"] = _increment(bench.generate, 64, 128)
+        bench.leave(64)
         units["left"] = _increment(bench.leave, 64, 192)
     with Bench(256, instructions=False) as bench:
         units["request-256"] = _increment(bench.generate, 256, 384)
@@ -264,7 +275,7 @@ def _sum(each: Each, kind: str) -> float:
 def _where(each: Each, unit: str, kind: str) -> str:
     numbers: dict[str, float] = {}
     for (its, who), number in each.items():
-        if its == kind:
+        if its in (kind, f"{kind}-at"):
             name = _who(who)
             numbers[name] = numbers.get(name, 0.0) + number
     lines = [f"{_sum(each, kind):10.2f}  {kind} ({COUNTED[kind]}) of {unit} ({UNITS[unit]})"]
