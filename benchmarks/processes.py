@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,6 @@ seconds = time.process_time() - began
 from benchmarks.machine import resident_bytes
 print(json.dumps({{"seconds": seconds, "megabytes": resident_bytes() / 1e6}}))
 """
-_IMPORTS_EACH = 3
 
 
 class Ready:
@@ -83,10 +81,9 @@ class Ready:
 
 
 def _import(client: Description, scenario: Scenario, environment: Environment, core: int | None) -> Line:
-    command = [environment.python, "-c", _IMPORT.format(client.module)]
-    found = [_line_of(command, environment, scenario.longest, core) for _ in range(_IMPORTS_EACH)]
+    found = _line_of([environment.python, "-c", _IMPORT.format(client.module)], environment, scenario.longest, core)
     name, unit = ("seconds", "CPU seconds") if scenario.kind == "import" else ("megabytes", "MB")
-    return {"figure": statistics.median(each[name] for each in found), "figure_unit": unit}
+    return {"figure": found[name], "figure_unit": unit}
 
 
 def _line_of(command: Sequence[str], environment: Environment, seconds: float, core: int | None) -> Line:

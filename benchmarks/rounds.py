@@ -10,7 +10,10 @@ from . import machine
 from .described import Description
 from .processes import Ready, running_origin
 from .results import Line
-from .scenarios import CORE, Scenario
+from .scenarios import CORE, SCENARIOS, Scenario
+
+_BY_COST = ("generate", "stream")
+"""Kinds whose figure is time."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Effort:
     peer_rounds: int = 2
     """For the clients that are not `CORE`."""
     seconds: float = 0.5
+    patience: float = 10.0
+    """Seconds. What would take longer, after what the same client needed with fewer in flight, is not tried."""
     even: bool = False
     """Whether scenarios that are not the main ones are measured as often as those, and not half as often."""
 
@@ -71,21 +76,47 @@ def _why_not(scenario: Scenario, client: Description) -> str | None:
     return client.why_not(scenario.name)
 
 
-def run_all(steps: Sequence[Step], ready: Ready, seconds: float, tell: Callable[[Line], None]) -> list[Line]:
-    """What took too long once is not tried in later rounds."""
+def run_all(steps: Sequence[Step], ready: Ready, effort: Effort, tell: Callable[[Line], None]) -> list[Line]:
+    """What is not tried has a line too, which says why. What took too long once is not tried in later rounds."""
     origin_core, client_core = machine.cores()
     lines: list[Line] = []
     hopeless: set[tuple[str, str]] = set()
     with running_origin(origin_core) as ports:
         for step in steps:
             what = (step.client.name, step.scenario.name)
-            if step.why_not is not None:
-                lines.append(step.line | {"skipped": step.why_not})
-            elif what not in hopeless:
-                port = ports[step.scenario.behaviour]
-                line = ready.measure(step.client, step.scenario, port, seconds, client_core) | step.line
-                if line.pop("hopeless", False):
-                    hopeless.add(what)
-                lines.append(line)
-                tell(line)
+            reason = step.why_not or too_long(step, lines, effort.patience)
+            if what in hopeless:
+                continue
+            if reason is not None:
+                lines.append(step.line | {"skipped": reason})
+                continue
+            port = ports[step.scenario.behaviour]
+            line = ready.measure(step.client, step.scenario, port, effort.seconds, client_core) | step.line
+            if line.pop("hopeless", False):
+                hopeless.add(what)
+            lines.append(line)
+            tell(line)
     return lines
+
+
+def too_long(step: Step, lines: Sequence[Line], patience: float) -> str | None:
+    """Why a scenario would take a client too long, by what it needed with fewer in flight; None: it would not."""
+    scenario = step.scenario
+    family = scenario.name.rpartition("-")[0]
+    smaller = {
+        each.name: each
+        for each in SCENARIOS
+        if each.name.rpartition("-")[0] == family and each.concurrency < scenario.concurrency and each.kind in _BY_COST
+    }
+    known = [
+        (smaller[line["scenario"]].concurrency, line["figure"] / 1e6)
+        for line in lines
+        if line["client"] == step.client.name and line["scenario"] in smaller and "figure" in line
+    ]
+    if not known:
+        return None
+    width, each = max(known)
+    seconds = each * scenario.units_each * (scenario.warm_up + scenario.concurrency)
+    if seconds <= patience:
+        return None
+    return f"about {seconds:.0f} s, by its {each * 1000:.2g} ms a {scenario.unit} with {width} in flight"

@@ -38,7 +38,8 @@ def effort_of(options: argparse.Namespace) -> Effort:
     usual = Effort(1, 1, 0.2) if options.quick else Effort()
     rounds = options.rounds or usual.rounds
     peer_rounds = min(rounds, options.peer_rounds or (options.rounds if options.clients else 0) or usual.peer_rounds)
-    return Effort(rounds, peer_rounds, options.seconds or usual.seconds, even=options.scenarios is not None)
+    seconds = options.seconds or usual.seconds
+    return Effort(rounds, peer_rounds, seconds, options.patience, even=options.scenarios is not None)
 
 
 def _clients(names: str | None) -> list[Description]:
@@ -49,7 +50,7 @@ def _parts(scenarios: Sequence[Scenario]) -> dict[str, Description]:
     return {name: describe(name) for scenario in scenarios for name in scenario.parts}
 
 
-def _measure(steps: Sequence[Step], ready: Ready, seconds: float) -> list[Line]:
+def _measure(steps: Sequence[Step], ready: Ready, effort: Effort) -> list[Line]:
     wanted = sum(step.why_not is None for step in steps)
     done = 0
 
@@ -60,7 +61,7 @@ def _measure(steps: Sequence[Step], ready: Ready, seconds: float) -> list[Line]:
         where = f"{done}/{wanted} round {line['round'] + 1}"
         print(f"{where} {line['scenario']:22} {line['client']:22} {told}", file=sys.stderr, flush=True)
 
-    return run_all(steps, ready, seconds, tell)
+    return run_all(steps, ready, effort, tell)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -71,6 +72,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--peer-rounds", type=int, help="the same for the slow peers (2; with --clients as --rounds)")
     parser.add_argument("--seconds", type=float, help="the least time of one measurement (0.5)")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=Effort.patience,
+        help="what a client needs longer for is not tried (%(default)s s)",
+    )
     parser.add_argument("--clients", help="names of files in clients/ (all)")
     parser.add_argument("--scenarios", help="names, or their beginnings: generate,stream-spaced-64")
     parser.add_argument(
@@ -97,7 +104,7 @@ def main() -> None:
     wanted = {step.client.name: step.client for step in steps if step.why_not is None}
     ready = Ready(list(wanted.values()), options.environments)
     before, began = machine.load(), time.monotonic()
-    lines = _measure(steps, ready, effort.seconds)
+    lines = _measure(steps, ready, effort)
     load = [f"{each:.1f}" if each is not None else "unknown" for each in (before, machine.load())]
     minutes = (time.monotonic() - began) / 60
     how = Circumstances(effort.rounds, effort.peer_rounds, effort.seconds, ready.versions(), load, minutes)

@@ -13,7 +13,7 @@ from .client import Answers, Client
 from .control import tell
 from .scenarios import Scenario
 
-_LONGEST_BATCH = 3.0
+_LONGEST_BATCH = 1.0
 """Seconds. A client that would need longer for a batch gets a smaller one, but as many prompts as are in flight."""
 _FIRST_TOKENS = 100
 

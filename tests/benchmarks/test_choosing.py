@@ -9,7 +9,7 @@ import pytest
 from benchmarks.described import Description, describe, description_in, module_of, names_in
 from benchmarks.environments import EnvironmentNotReadyError, environment_of, versions_in
 from benchmarks.processes import Ready
-from benchmarks.rounds import Effort, plan
+from benchmarks.rounds import Effort, Step, plan, too_long
 from benchmarks.run import effort_of, parse
 from benchmarks.scenarios import CORE, SCENARIOS, chosen, in_order
 
@@ -62,12 +62,12 @@ def test_peers_are_in_fewer_rounds():
 
 
 def test_the_main_scenarios_are_measured_twice_as_often_unless_it_is_to_be_even():
-    for even, hold in ((False, [3, 1, 3]), (True, [5, 2, 5])):
+    for even, others in ((False, [3, 1, 3]), (True, [5, 2, 5])):
         found = [
-            (step.scenario.name, step.client.name) for step in steps("generate-64,hold-2000", Effort(5, 2, even=even))
+            (step.scenario.name, step.client.name) for step in steps("generate-64,generate-8", Effort(5, 2, even=even))
         ]
         assert [found.count(("generate-64", each.name)) for each in (FLOOR, PEER, OURS)] == [5, 2, 5]
-        assert [found.count(("hold-2000", each.name)) for each in (FLOOR, PEER, OURS)] == hold
+        assert [found.count(("generate-8", each.name)) for each in (FLOOR, PEER, OURS)] == others
 
 
 def test_a_client_says_where_it_makes_no_sense():
@@ -88,6 +88,27 @@ def test_a_scenario_for_some_clients_says_why_it_is_not_for_the_others():
     assert "CPU" in found["peer"]
 
 
+@pytest.mark.parametrize(
+    ("scenario", "measured", "figure", "reason"),
+    [
+        ("generate-4096", "generate-1024", 3000.0, "about 25 s, by its 3 ms a request with 1024 in flight"),
+        ("generate-4096", "generate-1024", 300.0, None),
+        ("generate-4096", "generate-10000", 3000.0, None),  # says nothing of fewer in flight
+        ("generate-4096", "stream-coalesced-64", 3000.0, None),
+        ("stream-spaced-1024", "stream-spaced-64", 500.0, "about 35 s, by its 0.5 ms a token with 64 in flight"),
+        ("hold-5000", "hold-2000", 1e6, None),  # its figure is no time
+    ],
+)
+def test_what_would_take_too_long_is_not_tried(scenario, measured, figure, reason):
+    (one,) = chosen(scenario)
+    lines = [
+        {"client": "peer", "scenario": measured, "figure": figure},
+        {"client": "floor", "scenario": measured, "figure": 1e6},
+        {"client": "peer", "scenario": measured, "error": "no"},
+    ]
+    assert too_long(Step(0, one, PEER, None), lines, patience=10.0) == reason
+
+
 def test_parts_stand_in_for_clients():
     found = steps("codec-decode-plain", Effort(2, 1))
     assert [step.client.name for step in found if not step.turn] == ["pydantic_result", "millstream_result"]
@@ -104,7 +125,7 @@ def test_what_lasts_is_measured_once():
         (["--quick"], Effort(1, 1, 0.2)),
         (["--rounds", "1"], Effort(1, 1, 0.5)),
         (["--clients", "floor", "--rounds", "7"], Effort(7, 7, 0.5)),
-        (["--peer-rounds", "3", "--seconds", "1"], Effort(5, 3, 1.0)),
+        (["--peer-rounds", "3", "--seconds", "1", "--patience", "60"], Effort(5, 3, 1.0, 60.0)),
         (["--scenarios", "hold"], Effort(5, 2, 0.5, even=True)),
     ],
 )
