@@ -186,10 +186,15 @@ class AsyncCaller:
         deadlines = self.deadlines if options.deadlines is None else options.deadlines
         call = Call(options, deadlines.queue, options.lanes)
         try:
-            if deadlines.total is None and options.deadline is None:
-                lease = await self._attempts_of(call, function, args)
-            else:
-                lease = await self._attempts_until(call, deadlines.total, function, args)
+            try:
+                if deadlines.total is None and options.deadline is None:
+                    lease = await self._attempts_of(call, function, args)
+                else:
+                    lease = await self._attempts_until(call, deadlines.total, function, args)
+            except _clock.Expired:
+                lease = None
+            if lease is None:
+                raise DeadlineError(deadline="total", seconds=call.seconds) from call.cause
         except Exception as error:
             self._failures += 1
             if isinstance(error, MillstreamError):
@@ -203,22 +208,23 @@ class AsyncCaller:
         self._retrying.budget.give_back()
         return lease
 
-    async def _attempts_until(
+    def _attempts_until(
         self, call: Call, total: float | None, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]
-    ) -> Lease[T]:
-        """One bound around everything: one for each attempt and each wait would cost as much each time."""
+    ) -> Awaitable[Lease[T]]:
+        """One bound around everything: one for each attempt and each wait would cost as much each time.
+
+        Raises:
+            Expired: the time is over; also when this is awaited.
+        """
         loop = _clock.event_loop()
         start = _clock.time_of(loop)
         deadline = math.inf if total is None else start + total
         if call.options.deadline is not None and call.options.deadline < deadline:
             deadline = call.options.deadline
-        call.deadline = deadline
-        if deadline > start:
-            try:
-                return await self._watch.run_until(loop, deadline, self._attempts_of, call, function, args)
-            except _clock.Expired:
-                pass
-        raise DeadlineError(deadline="total", seconds=max(0.0, deadline - start)) from call.cause
+        call.deadline, call.seconds = deadline, max(0.0, deadline - start)
+        if deadline <= start:
+            raise _clock.Expired
+        return self._watch.run_until(loop, deadline, self._attempts_of, call, function, args)
 
     async def _attempts_of(self, call: Call, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> Lease[T]:
         observer, permit = call.options.observer, self._permit_now(call)

@@ -47,6 +47,9 @@ class Call(msgspec.Struct, eq=False):
     lanes: Lanes
     """Where the next attempt may go."""
     deadline: float = math.inf
+    """When it must be over, on the event loop's clock,"""
+    seconds: float = math.inf
+    """and how long that was when it began."""
     attempts: int = 0
     waited: float = 0.0
     cause: Exception | None = None

@@ -124,12 +124,9 @@ class TokenLimit(_SlidingWindow):
             )
 
 
-class _Taken(Reservation):
-    __slots__ = ("requests", "tokens")
-
-    def __init__(self, requests: Entry | None, tokens: Entry | None) -> None:
-        self.requests = requests
-        self.tokens = tokens
+class _Taken(Reservation, msgspec.Struct, eq=False):
+    requests: Entry | None
+    tokens: Entry | None
 
 
 class LocalLimiter(Limiter):
