@@ -72,7 +72,7 @@ def shape(table: Table) -> dict[str, set[str]]:
 @pytest.mark.skipif(sys.platform == "win32", reason="counted with socket pairs that have no network beneath")
 def test_nothing_costs_more_than_it_did():
     # In a process of its own: what other tests have left behind would count.
-    done = subprocess.run(COUNTS, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(COUNTS, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     now, before = parsed(done.stdout.partition("\n\n")[0]), parsed(MEASURED)
     assert shape(now) == shape(before), "other things are counted: print the table anew"
