@@ -24,7 +24,7 @@ class Effort:
     peer_rounds: int = 2
     """For the clients that are not `CORE`."""
     seconds: float = 0.5
-    patience: float = 10.0
+    patience: float = 8.0
     """Seconds. What would take longer, after what the same client needed with fewer in flight, is not tried."""
     even: bool = False
     """Whether scenarios that are not the main ones are measured as often as those, and not half as often."""

@@ -150,7 +150,7 @@ def _memory(kind: Literal["hold", "wait"], count: int) -> Scenario:
     what, unit, behaviour = (
         ("open stream", "stream", "held") if kind == "hold" else ("call in flight", "call", "silent")
     )
-    many = count > 2000
+    many = count > 500
     return Scenario(
         f"{kind}-{count}",
         f"{what}, {count} at a time",
@@ -161,9 +161,8 @@ def _memory(kind: Literal["hold", "wait"], count: int) -> Scenario:
         concurrency=count,
         batch=count,
         only=CORE if many else (),
-        because="2000 show it too, in less than half the time" if many else "",
-        main=not many,
-        rounds=3 if many else 1,
+        because="500 show it too, and each needs milliseconds to open" if many else "",
+        rounds=2,
     )
 
 
@@ -236,13 +235,17 @@ TABLES = (
             _stream(1024, 1024, spaced=True),
         ),
     ),
-    Table("kB of memory for each", tuple(_memory(kind, count) for kind in ("wait", "hold") for count in (2000, 5000))),
+    Table(
+        "kB of memory for each", tuple(_memory(kind, count) for kind in ("wait", "hold") for count in (500, 2000, 5000))
+    ),
     Table(
         "Time and memory to begin",
         (
             Scenario("first", "first token of one stream", "first token, ms", "first", "ms", "first", main=True),
             Scenario("import", "import", "import, CPU s", "import", "process", main=True),
-            Scenario("import-memory", "memory after the import", "after the import, MB", "import-memory", "process"),
+            Scenario(
+                "import-memory", "memory after the import", "after the import, MB", "import-memory", "process", rounds=2
+            ),
         ),
     ),
     Table("Ten thousand in flight, the share of the ideal rate", (_late(10_000),)),
