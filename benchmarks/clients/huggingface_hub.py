@@ -1,25 +1,14 @@
-"""huggingface_hub's `AsyncInferenceClient` as it comes."""
+"""huggingface_hub's `AsyncInferenceClient` as it comes: with 100 connections, for which what is over that waits."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-import httpx2
-from huggingface_hub import AsyncInferenceClient, set_async_client_factory
-from huggingface_hub.utils._http import async_hf_request_event_hook, async_hf_response_event_hook
+from huggingface_hub import AsyncInferenceClient
 
 from benchmarks.client import Client
-
-_CONNECTIONS = 100  # what its own HTTP client has
-
-# Its own HTTP client is made with these.
-OPTIONS: dict[str, Any] = {
-    "event_hooks": {"request": [async_hf_request_event_hook], "response": [async_hf_response_event_hook]},
-    "follow_redirects": True,
-    "timeout": None,
-}
 
 
 class Bench(Client):
@@ -27,16 +16,14 @@ class Bench(Client):
     module = "huggingface_hub.inference._generated._async_client"
     distributions = ("huggingface_hub", "httpx2")
     requirements = ("huggingface_hub==2.4.0", "httpx2==2.16.2")
+    skips: ClassVar[Mapping[str, str]] = {
+        "hold": "it has 100 connections",
+        "wait": "it has 100 connections",
+    }
 
     async def __aenter__(self) -> Self:
-        self._choose_http_client()
         self._hub = AsyncInferenceClient(self.url)
         return self
-
-    def _choose_http_client(self) -> None:
-        if self.concurrency > _CONNECTIONS:
-            limits = httpx2.Limits(max_connections=self.concurrency)
-            set_async_client_factory(lambda: httpx2.AsyncClient(limits=limits, **OPTIONS))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -15,4 +15,4 @@ class Bench(openai_sdk.Bench):
     requirements = ("openai[aiohttp]==3.54.0", "httpx2==2.16.2")
 
     def _http_client(self) -> httpx2.AsyncClient:
-        return openai.DefaultAioHttpClient(limits=httpx2.Limits(max_connections=max(1000, self.concurrency)))
+        return openai.DefaultAioHttpClient()

@@ -11,8 +11,6 @@ import openai
 
 from benchmarks.client import Client
 
-_CONNECTIONS = 1000  # what its own client has
-
 
 class Bench(Client):
     label = "openai"
@@ -25,10 +23,8 @@ class Bench(Client):
         return self
 
     def _http_client(self) -> httpx2.AsyncClient | None:
-        """None: its own. That has too few connections for some scenarios."""
-        if self.concurrency <= _CONNECTIONS:
-            return None
-        return openai.DefaultAsyncHttpxClient(limits=httpx2.Limits(max_connections=self.concurrency))
+        """None: its own, with 1000 connections."""
+        return None
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
