@@ -208,12 +208,34 @@ class LLMStream:
         await self.aclose()
 
     async def __anext__(self) -> GenerationChunk:
-        while not self._ready:
-            await self._advance()
-        chunk = self._ready.pop()
+        ready = self._ready
+        if not ready:
+            # In this frame, not in one of its own: it is between the event loop and each token.
+            stream = self._open
+            if stream is None or self._busy:
+                ready += reversed(await self._begin())
+            else:
+                self._busy = True
+                try:
+                    chunks = await stream.source.receive()
+                except BaseException as error:
+                    raised = await self._break(stream, error)
+                    if raised is error:
+                        raise
+                    raise raised from error
+                finally:
+                    self._busy = False
+                if self._closed:
+                    raise ClosedError(_CLOSED)
+                if not chunks:
+                    await self._end(stream)
+                    raise StopAsyncIteration
+                ready += reversed(chunks)
+        chunk = ready.pop()
         self._builder.add(chunk)
-        if self._open is not None and self._open.tells_tokens:
-            await self._tell(self._open, chunk)
+        stream = self._open
+        if stream is not None and stream.tells_tokens:
+            await self._tell(stream, chunk)
         return chunk
 
     @property
@@ -246,31 +268,26 @@ class LLMStream:
         if stream is not None:
             await _leave(stream, GeneratorExit())
 
-    async def _advance(self) -> None:
-        """Have at least one chunk ready. Raises: StopAsyncIteration at the end."""
+    async def _begin(self) -> Sequence[GenerationChunk]:
+        """Send the prompt and give the first chunks. Raises: StopAsyncIteration where that was done before."""
         if self._busy:
             raise UsageError("two tasks read one stream at the same time; use llm.stream() once for each")
+        start, self._start = self._start, None
+        if start is None:
+            raise StopAsyncIteration
         self._busy = True
-        stream = self._open
         try:
-            if self._start is not None:
-                start, self._start = self._start, None
-                stream = self._open = await self._begin(start)
-                chunks = stream.first
-            elif stream is not None:
-                chunks = await self._receive(stream)
-            else:
-                raise StopAsyncIteration
+            stream = self._open = await self._started(start)
         finally:
             self._busy = False
         if self._closed:
             raise ClosedError(_CLOSED)
-        if not chunks:
+        if not stream.first:
             await self._end(stream)
             raise StopAsyncIteration
-        self._ready.extend(reversed(chunks))
+        return stream.first
 
-    async def _begin(self, start: Callable[[], Awaitable[OpenStream]]) -> OpenStream:
+    async def _started(self, start: Callable[[], Awaitable[OpenStream]]) -> OpenStream:
         with anyio.CancelScope() as scope:
             self._starting = scope
             try:
@@ -285,17 +302,13 @@ class LLMStream:
             await _leave(stream, GeneratorExit())
         raise ClosedError(_CLOSED)
 
-    async def _receive(self, stream: OpenStream) -> Sequence[GenerationChunk]:
-        try:
-            return await stream.source.receive()
-        except BaseException as error:
-            self._open = None
-            raised = self._with_partial(error, stream)
-            self._failure = raised if isinstance(raised, Exception) else None
-            await _leave(stream, raised)
-            if raised is error:
-                raise
-            raise raised from error
+    async def _break(self, stream: OpenStream, error: BaseException) -> BaseException:
+        """End the stream because of `error`. Gives what is to be raised."""
+        self._open = None
+        raised = self._with_partial(error, stream)
+        self._failure = raised if isinstance(raised, Exception) else None
+        await _leave(stream, raised)
+        return raised
 
     def _with_partial(self, error: BaseException, stream: OpenStream) -> BaseException:
         if not isinstance(error, MillstreamError):

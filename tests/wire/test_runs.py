@@ -1,4 +1,4 @@
-"""Whoever wants the sum of a stream gets what reading it token by token gives, whatever is in it."""
+"""A stream gives what looking at the whole of each event gives, whatever is in it: token by token, and as a sum."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ from .test_recordings import STREAMS
 PROMPT = StringPromptValue("a prompt")
 
 
-def read(dialect: str, pieces: Sequence[bytes], *, joins: bool, options: CallOptions = CallOptions()) -> Any:
+def read(
+    dialect: str, pieces: Sequence[bytes], *, joins: bool, options: CallOptions = CallOptions(), runs: bool = True
+) -> Any:
     """All that can be seen of a stream but where its chunks begin and end, and how many there were."""
     decoder = DIALECTS[dialect].stream_decoder(PROMPT, options)
     decoder.joins = joins
+    if not runs:
+        decoder._runs = None
     builder, states, count = ResultBuilder(), [], 0
     for piece in (*pieces, None):
         chunks: Sequence[GenerationChunk] = decoder.receive_eof() if piece is None else decoder.receive_data(piece)
@@ -37,7 +41,14 @@ def read(dialect: str, pieces: Sequence[bytes], *, joins: bool, options: CallOpt
 
 def check(dialect: str, pieces: Sequence[bytes], **options: Any) -> None:
     wanted = CallOptions(**options)
-    assert read(dialect, pieces, joins=True, options=wanted)[0] == read(dialect, pieces, joins=False, options=wanted)[0]
+    expected, tokens = read(dialect, pieces, joins=False, options=wanted, runs=False)
+    assert read(dialect, pieces, joins=False, options=wanted) == (expected, tokens)
+    assert read(dialect, pieces, joins=True, options=wanted)[0] == expected
+
+
+def events_of(body: bytes) -> list[bytes]:
+    """As a server sends them that has one token at a time."""
+    return [event + b"\n\n" for event in body.split(b"\n\n")]
 
 
 @pytest.mark.parametrize("recording", STREAMS, ids=lambda recording: recording.name)
@@ -45,6 +56,7 @@ def check(dialect: str, pieces: Sequence[bytes], **options: Any) -> None:
 def test_recordings(recording, size):
     body = recording.body
     check(recording.dialect, [body[at : at + size] for at in range(0, len(body), size)])
+    check(recording.dialect, events_of(body))
 
 
 def event(dialect: str, text: str, *, ascii_only: bool = True, head: str = "id-1", **more: Any) -> bytes:
@@ -164,4 +176,6 @@ def test_any_stream(dialect, data):
             body[at] = byte
     cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=4)))
     pieces = [bytes(body[start:end]) for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
-    check(dialect, pieces, stop=data.draw(st.sampled_from([None, ["a"], ['ab"', "b\n"]])))
+    stop = data.draw(st.sampled_from([None, ["a"], ['ab"', "b\n"]]))
+    check(dialect, pieces, stop=stop)
+    check(dialect, events_of(bytes(body)), stop=stop)

@@ -6,6 +6,7 @@ import math
 import select
 import socket
 import ssl
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import cast
 
@@ -113,9 +114,13 @@ class AnyioConnection:
 
     def _response(self, body: bytes, stream: Body | None) -> Response:
         parser = self.parser
-        return Response(parser.status, tuple(parser.headers), body, stream, parser.reason, parser.http_version)
+        assert parser.head is not None
+        return Response(parser.status, parser.head, body, stream)
 
-    async def receive_body(self, deadline: float, mark: bytes | None = None) -> bytes:
+    def arrival(self, deadline: float, mark: bytes | None = None) -> Awaitable[None] | None:
+        return None if self.parser.complete else self._receive_piece(deadline)
+
+    async def _receive_piece(self, deadline: float) -> None:
         parser = self.parser
         try:
             while not parser.buffered and not parser.complete:
@@ -126,10 +131,9 @@ class AnyioConnection:
             self.abort(error)
             if not parser.buffered:
                 raise  # else it waits its turn
-        except BaseException:
-            self.abort()
-            raise
-        return parser.take(PIECE_BYTES)
+
+    def take_body(self) -> bytes:
+        return self.parser.take(PIECE_BYTES)
 
     def resume(self) -> None:
         """Nothing is read ahead."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -161,27 +162,26 @@ class AsyncioConnection(asyncio.Protocol):
 
     def _response(self, body: bytes, stream: Body | None) -> Response:
         parser = self.parser
-        return Response(parser.status, tuple(parser.headers), body, stream, parser.reason, parser.http_version)
+        assert parser.head is not None
+        return Response(parser.status, parser.head, body, stream)
 
-    async def receive_body(self, deadline: float, mark: bytes | None = None) -> bytes:
-        parser = self.parser
-        if not parser.complete and self._error is None and not parser.buffered:
-            self._phase = "read"
-            self._set_deadline(self._read_seconds, deadline)
-            self._mark = mark
-            waiter = self._waiter = self._loop.create_future()
-            try:
-                await waiter
-            except BaseException:
-                self.abort()
-                raise
-            self._waiter = self._mark = None
-            self._gathering = False
-            self._deadline = math.inf
-        data = parser.take(PIECE_BYTES)
-        if data:
+    def arrival(self, deadline: float, mark: bytes | None = None) -> Awaitable[None] | None:
+        if self.parser.complete or self._error is not None:
+            return None
+        self._phase = "read"
+        self._set_deadline(self._read_seconds, deadline)
+        self._mark = mark
+        waiter = self._waiter = self._loop.create_future()
+        return waiter
+
+    def take_body(self) -> bytes:
+        self._waiter = self._mark = None
+        self._gathering = False
+        self._deadline = math.inf
+        data = self.parser.take(PIECE_BYTES)
+        if self._read_paused:
             self.resume()
-        elif self._error is not None:
+        if not data and self._error is not None:
             raise self._error
         return data
 
@@ -248,11 +248,12 @@ class AsyncioConnection(asyncio.Protocol):
                 self._deadline = self._loop.time() + self._read_seconds
         elif self._mark is not None:
             self._collect(data, self._mark)
-        elif parser.head_complete:
-            if self._awaiting_head or parser.buffered:
+        elif parser.head is not None:
+            buffered = parser.buffered
+            if buffered or self._awaiting_head:
                 self._awaiting_head = False
                 self._wake()
-            if parser.buffered > HIGH_WATER and not self._read_paused and self._transport is not None:
+            if buffered > HIGH_WATER and not self._read_paused and self._transport is not None:
                 self._read_paused = True
                 self._transport.pause_reading()
 

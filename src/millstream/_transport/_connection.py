@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import warnings
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import anyio
@@ -15,7 +15,7 @@ import anyio
 from millstream._clock import monotonic
 from millstream._errors import CertificateError, ClosedError, ConnectError, MillstreamError, UsageError
 from millstream._transport._seam import Origin, Request, Response
-from millstream._transport.http11 import PIECE_BYTES, ResponseParser, parse_keep_alive
+from millstream._transport.http11 import ResponseParser, parse_keep_alive
 
 __all__ = ["Body", "Connection", "Lane", "StaleConnectionError", "connect_error", "idle_seconds"]
 
@@ -63,11 +63,16 @@ class Connection(Protocol):
         """Send and receive; whatever goes wrong, the connection is closed when this raises."""
         ...
 
-    async def receive_body(self, deadline: float, mark: bytes | None = None) -> bytes:
-        """Wait for the next piece of a streamed body, ``b""`` at its end; closes the connection when it raises.
+    def arrival(self, deadline: float, mark: bytes | None = None) -> Awaitable[None] | None:
+        """What to wait for until `take_body` has something to tell; None where it has that already.
 
-        With a `mark` it may wait for more than a piece, as `collector_of` says.
+        With a `mark` that may be more than a piece, as `collector_of` says. Whoever leaves it, or gets an error from
+        it, closes the connection.
         """
+        ...
+
+    def take_body(self) -> bytes:
+        """The next piece of a streamed body, ``b""`` at its end. Raises: what ended it too early."""
         ...
 
     def resume(self) -> None:
@@ -103,17 +108,18 @@ class Body:
             if self._ended:
                 return b""
             raise ClosedError("this stream was closed before its end")
-        data = connection.parser.take(PIECE_BYTES)
-        if data:
-            connection.resume()
-            return data
         if self._receiving:
             raise UsageError("two tasks receive from one stream; give it to one of them")
         self._receiving = True
         try:
-            data = await connection.receive_body(deadline, mark)
+            if not connection.parser.buffered:
+                arrival = connection.arrival(deadline, mark)
+                if arrival is not None:
+                    await arrival
+            data = connection.take_body()
         except BaseException:
-            self._connection = None  # it is closed
+            connection.abort()
+            self._connection = None
             raise
         finally:
             self._receiving = False
@@ -153,10 +159,17 @@ async def _drain(connection: Connection) -> None:
     left = DRAIN_BYTES - len(parser.take())
     connection.resume()
     deadline: float | None = None
-    while not parser.complete and left > 0:
-        if deadline is None:
-            deadline = monotonic() + DRAIN_SECONDS
-        left -= len(await connection.receive_body(deadline))
+    try:
+        while not parser.complete and left > 0:
+            if deadline is None:
+                deadline = monotonic() + DRAIN_SECONDS
+            arrival = connection.arrival(deadline)
+            if arrival is not None:
+                await arrival
+            left -= len(connection.take_body())
+    except BaseException:
+        connection.abort()
+        raise
 
 
 def idle_seconds(parser: ResponseParser, most: float) -> float:

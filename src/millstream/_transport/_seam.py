@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from millstream._errors import LocalProtocolError
 from millstream._origin import Origin
+from millstream._transport._head import Head, Headers
 
 __all__ = [
     "BodyStream",
@@ -25,9 +26,6 @@ __all__ = [
     "Transport",
     "collector_of",
 ]
-
-Headers = tuple[tuple[bytes, bytes], ...]
-"""Header lines in the order in which they stand; a received name is in lower case."""
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BAD_VALUE = re.compile(rb"[\x00\r\n]")
@@ -150,28 +148,52 @@ def collector_of(stream: BodyStream, mark: bytes) -> Callable[[float], Awaitable
 class Response:
     """One answer. Exactly one of `body` (whole) and `stream` is there, as the request asked."""
 
-    __slots__ = ("body", "headers", "http_version", "reason", "status", "stream")
+    __slots__ = ("_head", "_http_version", "_reason", "body", "status", "stream")
 
     def __init__(
         self,
         status: int,
-        headers: Headers,
+        headers: Headers | Head,
         body: bytes = b"",
         stream: BodyStream | None = None,
         reason: bytes = b"",
         http_version: bytes = b"1.1",
     ) -> None:
         self.status = status
-        self.headers = headers
+        self._head = headers
         self.body = body
         self.stream = stream
-        self.reason = reason
-        self.http_version = http_version
+        self._reason = reason
+        self._http_version = http_version
+
+    @property
+    def headers(self) -> Headers:
+        """All header lines."""
+        return self._head.headers if isinstance(self._head, Head) else self._head
+
+    @property
+    def reason(self) -> bytes:
+        """The words behind the status, empty without any."""
+        return self._head.reason if isinstance(self._head, Head) else self._reason
+
+    @property
+    def http_version(self) -> bytes:
+        """Such as ``1.1``."""
+        return self._head.http_version if isinstance(self._head, Head) else self._http_version
 
     def header(self, name: bytes) -> str | None:
         """The header of this name (lower case), several lines joined with commas; None without one."""
-        values = [value for key, value in self.headers if key == name]
+        if isinstance(self._head, Head):
+            value = self._head.value(name)
+            return None if value is None else value.decode("latin-1")
+        values = [value for key, value in self._head if key == name]
         return b", ".join(values).decode("latin-1") if values else None
+
+    def mentions(self, word: bytes) -> bool:
+        """Whether any header's name has `word` (lower case) in it: costs next to nothing where none has."""
+        if isinstance(self._head, Head):
+            return self._head.mentions(word)
+        return any(word in name for name, _ in self._head)
 
 
 class Transport(Protocol):

@@ -7,12 +7,14 @@ bytes end too early; after that it is of no more use. Work is O(bytes), however 
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Any, Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from millstream._errors import ProtocolError, ReadError, excerpt
+from millstream._transport._head import Head
 from millstream._transport._seam import Request
 
 __all__ = ["MAX_BODY_BYTES", "MAX_HEADER_BYTES", "ResponseParser", "encode_request", "parse_keep_alive"]
@@ -31,7 +33,11 @@ _FREE_INFLATION = 1024 * 1024  # decoded bytes before the ratio counts: tiny bod
 _MAX_RATIO = 100  # text and JSON compress about 5:1, at the very most 30:1
 _INFLATE_STEP = 64 * 1024
 
-_WATCHED = frozenset({b"content-encoding", b"content-length", b"transfer-encoding", b"keep-alive"})
+_WATCHED = re.compile(
+    rb"\n([CcTtKk](?:ontent-(?:length|encoding)|ransfer-encoding|eep-alive)):[ \t]*([^\r]*)", re.IGNORECASE
+)
+"""The header lines that matter to the connection."""
+_SURELY_FEW_HEADERS = 4 * MAX_HEADERS  # bytes of so many of the shortest: not worth counting
 _NO_CODING = frozenset({b"", b"identity"})
 _CODINGS_UNKNOWN_TO_US = frozenset({b"br", b"zstd", b"compress", b"x-compress", b"dcb", b"dcz"})
 _BODILESS_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "DELETE"})
@@ -71,37 +77,33 @@ class ResponseParser:
     __slots__ = (
         "_bounded",
         "_decoder",
-        "_fed_without_progress",
         "_head_only",
+        "_head_pieces",
         "_informational",
-        "_is_1_1",
-        "_lines",
         "_max_body",
         "_max_header",
         "_parser",
         "_pieces",
-        "_raw",
         "_refusal",
         "_size",
         "_until_close",
         "_watched",
+        "_without_progress",
         "buffered",
         "complete",
         "excess",
-        "head_complete",
-        "headers",
-        "http_version",
+        "head",
         "keep_alive",
-        "reason",
-        "started",
+        "on_body",
         "status",
     )
 
     def __init__(self, max_header_bytes: int = MAX_HEADER_BYTES, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._max_header = max_header_bytes
         self._max_body = max_body_bytes
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append
         self._parser: Any = HttpResponseParser(self)
-        self.complete = False
         self.start()
 
     def start(self, *, head_only: bool = False, bounded: bool = True) -> None:
@@ -111,32 +113,40 @@ class ResponseParser:
             head_only: the answer to a HEAD request: it has no body whatever its headers say.
             bounded: whether `max_body_bytes` holds for the sum of the body, as it does for one that is read whole.
         """
-        self.headers: list[tuple[bytes, bytes]] = []
         self.status = 0
-        self.reason = b""
-        self.http_version = b"1.1"
-        self.started = False
-        """Whether any byte of this response has come."""
-        self.head_complete = False
+        self.head: Head | None = None
+        """None until it is complete."""
         self.complete = False
         self.keep_alive = False
         self.excess = False
         """Whether bytes came that belong to no response."""
         self.buffered = 0
         """Decoded bytes that `take` has not given yet."""
-        self._pieces: list[bytes] = []
-        self._raw: list[bytes] = []
+        self._pieces.clear()
+        self._head_pieces: list[bytes] = []
         self._decoder: _Inflater | None = None
-        self._size = 0
-        self._lines: list[tuple[bytes, bytes]] = []
-        self._is_1_1 = True
-        self._fed_without_progress = 0
+        self._size = 0  # of a body that is bounded
+        self._without_progress = 0  # bytes since the last piece of a body
         self._informational = 0
         self._until_close = False
         self._watched: dict[bytes, bytes] = {}
         self._refusal: ProtocolError | None = None
         self._head_only = head_only
         self._bounded = bounded
+
+    @property
+    def started(self) -> bool:
+        """Whether any byte of this response has come."""
+        return self.head is not None or bool(self._head_pieces) or self._informational > 0
+
+    @property
+    def head_complete(self) -> bool:
+        return self.head is not None
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The header lines of a head that is complete."""
+        return [] if self.head is None else list(self.head.headers)
 
     def header(self, name: bytes) -> bytes:
         """One of the headers that matter to the connection; empty where it is absent."""
@@ -152,27 +162,49 @@ class ResponseParser:
         if over:
             self.excess = True
             return
-        if not self.started:
-            self.started = True
-            self._is_1_1 = data.startswith(b"HTTP/1.1 ")
-        size = self._size
-        self._fed_without_progress += len(data)
+        in_head = self.head is None
+        if in_head:
+            self._head_pieces.append(data)
+        pieces = self._pieces
+        before = len(pieces)
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
-            if not self.complete:
-                raise self._refused(error, data) from error
-            # Bytes after the end. The parser's state is that of a response nobody asked for: never used again.
-            self.excess = not (self._head_only and data.endswith(b"\r\n\r\n"))
-        if size != self._size:
-            self._fed_without_progress = 0
-        elif self._fed_without_progress > self._max_header and not self.complete:
+            self._end_early(error, data, before)
+        new = len(pieces) - before
+        if not new or self._decoder is not None:
+            self._receive_other(data, before, in_head=in_head)
+            return
+        self._without_progress = 0
+        size = len(pieces[-1]) if new == 1 else sum(map(len, pieces[before:]))
+        self.buffered += size
+        if self._bounded:
+            self._check_body_size(size)
+
+    def _end_early(self, error: Exception, data: bytes, before: int) -> None:
+        """The C parser has stopped: because of what came, or of what came after the end."""
+        if not self.complete:
+            if self._decoder is not None:
+                del self._pieces[before:]
+            self.buffered = sum(map(len, self._pieces))  # what came before is given out
+            raise self._refused(error, data) from error
+        # Its state is that of a response nobody asked for: never used again.
+        self.excess = not (self._head_only and data.endswith(b"\r\n\r\n"))
+
+    def _receive_other(self, data: bytes, before: int, *, in_head: bool) -> None:
+        """What came is no body as it stands: compressed pieces (those from `before` on), or none."""
+        pieces = self._pieces
+        raw = pieces[before:]
+        if self._decoder is not None and (raw or self.complete):
+            del pieces[before:]
+            self._inflate(b"".join(raw))
+        if raw:
+            self._without_progress = 0
+        elif not (self.complete or (in_head and self.head is not None)):
             # A head, a trailer, or the framing of chunks: the C parser keeps as much of them as comes.
-            raise self._error(f"over {self._max_header} bytes of headers or framing without an end")
-        if self._raw or (self._decoder is not None and self.complete):
-            self._inflate()
-        if self._bounded and self._size > self._max_body:
-            raise self._error(f"the body is over {self._max_body} bytes")
+            self._without_progress += len(data)
+            if self._without_progress > self._max_header:
+                raise self._error(f"over {self._max_header} bytes of headers or framing without an end")
 
     def receive_eof(self) -> None:
         """Tell that the connection has ended. It completes a body that has no other end.
@@ -183,70 +215,58 @@ class ResponseParser:
         """
         if self.complete:
             return
-        if not self.head_complete or not self._until_close:
-            where = "in the body" if self.head_complete else "in the head" if self.started else "before"
+        if self.head is None or not self._until_close:
+            where = "in the body" if self.head is not None else "in the head" if self.started else "before"
             raise ReadError(f"the server closed the connection {where} of the answer", started=self.started)
         self.complete = True
         if self._decoder is not None:
-            self._inflate()
+            self._inflate(b"")
 
     def take(self, limit: int | None = None) -> bytes:
         """The decoded body that has come since the last call, at most `limit` bytes; empty where nothing has."""
         pieces = self._pieces
-        if not pieces:
-            return b""
-        if limit is not None and self.buffered > limit:
-            whole = b"".join(pieces)
-            self._pieces = [whole[limit:]]
-            self.buffered -= limit
-            return whole[:limit]
-        self.buffered = 0
         if len(pieces) == 1:
-            return pieces.pop()
-        self._pieces = []
-        return b"".join(pieces)
+            whole = pieces.pop()
+        elif not pieces:
+            return b""
+        else:
+            whole = b"".join(pieces)
+            pieces.clear()  # not a new list: `on_body` is this one's
+        self.buffered = 0
+        if limit is not None and len(whole) > limit:
+            pieces.append(whole[limit:])
+            self.buffered = len(whole) - limit
+            whole = whole[:limit]
+        return whole
 
-    # -- called by the C parser ------------------------------------------------------------------------------------
+    # -- called by the C parser, as is `on_body` -------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         if self.complete:
             raise _Stop
 
-    def on_status(self, reason: bytes) -> None:
-        self.reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._lines.append((name, value))
-
     def on_headers_complete(self) -> None:
         self.status = status = self._parser.get_status_code()
+        received = b"".join(self._head_pieces).lstrip(b"\r\n")
+        size = received.find(b"\r\n\r\n") + 2  # the C parser takes no other line end
         if status < 200:
+            self._head_pieces = [received[size + 2 :]]
             return
-        self.head_complete = True
-        if not self._is_1_1:
-            self.http_version = self._parser.get_http_version().encode()
-        lines, self._lines = self._lines, []  # what follows are trailers: nothing that we use may come so late
-        headers = self.headers = [(name.lower(), value.rstrip()) for name, value in lines]
+        raw = received[:size]
+        self._head_pieces.clear()
+        self.head = Head(raw)
+        if size > self._max_header or (size > _SURELY_FEW_HEADERS and raw.count(b"\n") > MAX_HEADERS + 1):
+            self._refuse(f"over {MAX_HEADERS} lines or {self._max_header} bytes of headers")
         watched = self._watched
-        for name, value in headers:
-            if name in _WATCHED:
-                earlier = watched.get(name)
-                watched[name] = value if earlier is None else earlier + b", " + value
-        if len(headers) > MAX_HEADERS or self._fed_without_progress > self._max_header:
-            self._check_head_size()
-        self._fed_without_progress = 0
+        for line in _WATCHED.findall(raw):
+            name, value = line[0].lower(), line[1].rstrip()
+            watched[name] = watched[name] + b", " + value if name in watched else value
         if self._head_only:
             self._end()
             self._parser = HttpResponseParser(self)  # the old one waits for the body that was announced
             raise _Stop
         if status not in {204, 304}:
             self._prepare_body(watched)
-
-    def _check_head_size(self) -> None:
-        """The bytes that came may be the body's too: count exactly."""
-        size = sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if len(self.headers) > MAX_HEADERS or size > self._max_header:
-            self._refuse(f"over {MAX_HEADERS} lines or {self._max_header} bytes of headers")
 
     def _prepare_body(self, watched: dict[bytes, bytes]) -> None:
         if b"transfer-encoding" in watched:
@@ -260,23 +280,11 @@ class ResponseParser:
         if b"content-encoding" in watched:
             self._set_decoder(watched[b"content-encoding"])
 
-    def on_body(self, data: bytes) -> None:
-        if self._decoder is not None:
-            self._raw.append(data)
-            self._size += 1  # progress; what counts is added when it is decoded
-            return
-        self._pieces.append(data)
-        size = len(data)
-        self._size += size
-        self.buffered += size
-
     def on_message_complete(self) -> None:
         if self.status < 200:
             self._informational += 1
             if self.status == 101 or self._informational > _MAX_INFORMATIONAL:
                 self._refuse(f"status {self.status} where an answer was due")
-            self._lines = []
-            self.reason = b""
             return
         self._end()
 
@@ -285,6 +293,11 @@ class ResponseParser:
     def _end(self) -> None:
         self.complete = True
         self.keep_alive = self._parser.should_keep_alive()
+
+    def _check_body_size(self, size: int) -> None:
+        self._size += size
+        if self._size > self._max_body:
+            raise self._error(f"the body is over {self._max_body} bytes")
 
     def _check_transfer(self, coding: bytes) -> None:
         coding = coding.strip().lower()
@@ -303,10 +316,9 @@ class ResponseParser:
         if known:
             self._decoder = _Inflater(gzip=known[0] != b"deflate")
 
-    def _inflate(self) -> None:
+    def _inflate(self, raw: bytes) -> None:
         decoder = self._decoder
         assert decoder is not None
-        raw, self._raw = b"".join(self._raw), []
         try:
             pieces = decoder.decode(raw, self._max_body if self._bounded else None)
         except zlib.error as error:
@@ -331,7 +343,7 @@ class ResponseParser:
         return self._error(f"the answer is no HTTP: {error}", data)
 
     def _error(self, message: str, data: bytes = b"") -> ProtocolError:
-        body = b"".join(self._pieces) if self.head_complete else data
+        body = b"".join(self._pieces) if self.head is not None else data
         return ProtocolError(message, status_code=self.status or None, body=excerpt(body[:2048]))
 
 

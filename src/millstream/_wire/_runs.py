@@ -1,4 +1,4 @@
-"""Runs of tokens that differ in nothing but their text, read at once: for answers that nobody reads token by token.
+"""Tokens that differ in nothing but their text, and runs of them that came together: read without looking at the rest.
 
 The chunks of an answer repeat everything else: its id, the model, fields that are null. So the bytes around the text of
 one chunk tell where the texts of those that follow begin and end, and what is left is an array of JSON strings.
@@ -20,8 +20,10 @@ _FEW = 6
 """Events that no run follows, before none is sought any more."""
 _HOLE = b"text"
 _START = b"data: "
-_BORDER = b"\n\ndata: "
 
+_END = b"\n\n"
+
+_text_decoder = msgspec.json.Decoder(str)
 _texts_decoder = msgspec.json.Decoder(list[str])
 
 
@@ -57,54 +59,73 @@ class TextRuns:
         tries: how many events may still come without a run, before it is not worth while to look for one.
     """
 
-    __slots__ = ("_after", "_before", "_pattern", "_plain_text", "tries")
+    __slots__ = ("_after", "_before", "_end", "_pattern", "_plain_text", "_start", "_two", "tries")
 
     def __init__(self, pattern: re.Pattern[bytes], plain_text: Callable[[bytes], str]) -> None:
         self._pattern = pattern
         self._plain_text = plain_text
-        self._before = b""  # from the beginning of an event's data to its text; empty: not known
-        self._after = b""  # from there to the end
+        self._before = b""  # from the beginning of an event to the quote before its text; empty: not known
+        self._after = b""  # from the quote behind it to the end
+        self._start = self._end = 0  # where the text with its quotes begins, and ends from the end
+        self._two = 0  # bytes that two events have at least
         self.tries = _FEW
 
-    def learn(self, data: bytes) -> None:
-        """See from an event's data what the next ones look like, if it is a token."""
+    def learn(self, event: bytes) -> None:
+        """See from an event what the next ones look like, if it is a token."""
         self.tries -= 1
-        if self._before and data.startswith(self._before):
+        if self._before and event.startswith(self._before):
             return
-        found = self._pattern.search(data)
-        if found is None:
+        found = self._pattern.search(event)
+        if found is None or not event.startswith(_START):
             return
-        before, after = data[: found.start(1)], data[found.end(1) :]
+        before, after = event[: found.start(1)], event[found.end(1) :]
         try:
-            is_plain = self._plain_text(before + _HOLE + after) == _HOLE.decode()
+            is_plain = self._plain_text((before + _HOLE + after)[len(_START) :]) == _HOLE.decode()
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return
         if is_plain:
             self._before, self._after = before, after
+            self._start, self._end = len(before) - 1, 1 - len(after)
+            self._two = 2 * (len(before) + len(after))
 
-    def take(self, data: bytes) -> tuple[str, int]:
-        """The text of the run of events that `data` begins with, and how many bytes they are: 0 where there is none."""
+    def single(self, data: bytes) -> str | None:
+        """The text of `data` if that is one event, a token that is shorter than what is around it; else None."""
+        if len(data) < self._two and data.startswith(self._before) and data.endswith(self._after):
+            try:
+                return _text_decoder.decode(data[self._start : self._end])  # where they overlap it is no JSON
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                return None
+        return None
+
+    def take(self, data: bytes) -> tuple[list[str], int]:
+        """The texts of the events that `data` begins with, and how many bytes these are: 0 where they are no run."""
+        if not self._before or not data.startswith(self._before):
+            return [], 0
+        text = self.single(data)
+        if text is not None:
+            texts, size = [text], len(data)
+        else:
+            try:
+                texts, size = self._take_several(data)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                return [], 0
+        if texts:
+            self.tries = _FEW
+        return texts, size
+
+    def _take_several(self, data: bytes) -> tuple[list[str], int]:
         before, after = self._before, self._after
-        if not before or not data.startswith(before, len(_START)):
-            return "", 0
-        events = data[len(_START) :].split(_BORDER)
+        events = data.split(_END)
         events.pop()  # it ends otherwise, if it is complete
-        while events and not (events[-1].endswith(after) and events[-1].startswith(before)):
+        tail = after[: -len(_END)]
+        while events and not (events[-1].endswith(tail) and events[-1].startswith(before)):
             events.pop()
-        if len(events) < 2:
-            return "", 0
-        start, end = len(before), -len(after)
+        start, end = len(before), -len(tail)
         texts = [event[start:end] for event in events]
-        run = _START + before + (after + _BORDER + before).join(texts) + after + b"\n\n"
+        run = before + (after + before).join(texts) + after
         array = b'","'.join(texts)
         # A backslash before a border would make one text of two, if another were none: then the count may be right.
-        if not data.startswith(run) or b'\\","' in array:
-            return "", 0
-        try:
-            decoded = _texts_decoder.decode(b'["%b"]' % array)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return "", 0
-        if len(decoded) != len(texts):
-            return "", 0
-        self.tries = _FEW
-        return "".join(decoded), len(run)
+        if not events or not data.startswith(run) or array.find(b'\\","') >= 0:
+            return [], 0
+        decoded = _texts_decoder.decode(b'["%b"]' % array)
+        return (decoded, len(run)) if len(decoded) == len(texts) else ([], 0)

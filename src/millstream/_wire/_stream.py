@@ -82,6 +82,7 @@ class BaseStreamDecoder:
         self.error: MillstreamError | None = None
         self.joins = False
         self._runs: TextRuns | None = None  # where tokens may differ in nothing but their text
+        self._plain_next = False  # whether a plain token needs no looking after
         self._sse = SSEDecoder()
         self._received = 0
         self._ended = False  # by the end mark: what comes after it is nothing
@@ -95,14 +96,18 @@ class BaseStreamDecoder:
 
     def receive_data(self, data: bytes) -> list[GenerationChunk]:
         """The chunks that are complete with this piece of the body."""
+        self._received += len(data)
+        if self._plain_next and self._received <= MAX_STREAM_BYTES:
+            text = self._runs.single(data) if self._runs is not None else None
+            if text:  # one token, as nearly every piece of nearly every stream
+                return [GenerationChunk(text)]
         if self._ended or self.error is not None:
             return []
-        self._received += len(data)
         try:
             if self._received > MAX_STREAM_BYTES:
                 raise ProtocolError(f"the stream is longer than {MAX_STREAM_BYTES} bytes", status_code=200)
-            if self.joins and self._runs is not None:
-                self._receive_joined(self._runs, data)
+            if self._runs is not None and self._runs.tries:
+                self._receive_runs(self._runs, data)
             else:
                 self._receive_events(self._sse.receive_data(data))
         except MillstreamError as error:
@@ -241,24 +246,40 @@ class BaseStreamDecoder:
 
     # -- for this class
 
-    def _receive_joined(self, runs: TextRuns, data: bytes) -> None:
-        """As for any piece, but each run of plain tokens becomes one chunk."""
+    def _receive_runs(self, runs: TextRuns, data: bytes) -> None:
+        """As for any piece, but plain tokens are read by what they have in common."""
+        self._plain_next = False
         while runs.tries and not self._ended:
-            if 0 in self._ready and self._sse.between_events and len(data) <= self._sse.max_event_bytes:
-                text, size = runs.take(data)
-                if text and not self._plain:
-                    text = self._trimmed(self._ready[0], 0, text)
-                if text:
-                    self._chunks.append(GenerationChunk(text))
-                data = data[size:]
+            output = self._ready.get(0)
+            if output is not None and self._sse.between_events and len(data) <= self._sse.max_event_bytes:
+                texts, size = runs.take(data)
+                if texts:
+                    self._add_plain(output, texts)
+                    data = data[size:]
             end = data.find(b"\n\n") + 2
             if end < 2:
                 break
-            self._receive_events(self._sse.receive_data(data[:end]))
-            runs.learn(data[6 : end - 2])
+            event = data[:end]
+            self._receive_events(self._sse.receive_data(event))
+            runs.learn(event)
             data = data[end:]
         if data and not self._ended:
             self._receive_events(self._sse.receive_data(data))
+        self._plain_next = (
+            self._plain and not self._ended and runs.tries > 0 and 0 in self._ready and self._sse.between_events
+        )
+
+    def _add_plain(self, output: Output, texts: list[str]) -> None:
+        """Append the chunks of plain tokens, or the one that they make together."""
+        if self.joins:
+            texts = ["".join(texts)]
+        if self._plain:
+            self._chunks += map(GenerationChunk, filter(None, texts))
+            return
+        for text in texts:
+            given = self._trimmed(output, 0, text)
+            if given:
+                self._chunks.append(GenerationChunk(given))
 
     def _taken(self) -> list[GenerationChunk]:
         chunks, self._chunks = self._chunks, []
