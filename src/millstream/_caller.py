@@ -6,7 +6,7 @@ It knows nothing of HTTP: it is given a function, and judges the errors that thi
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
@@ -36,6 +36,7 @@ from millstream.limiters import Limiter, LocalLimiter
 __all__ = ["AsyncCaller", "CallObserver", "CallerOptions", "CallerOutcome", "CallerStatistics", "Lease", "Permit"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 ItemT = TypeVar("ItemT")
 
 _GOES_FIRST = 3
@@ -64,6 +65,23 @@ class Lease(msgspec.Struct, Generic[T], eq=False):
     def fail(self, error: BaseException) -> None:
         """Give the slot back because `error` ended it, or somebody left it."""
         end_failed(self._permit, error, classify(error))
+
+
+def _settle(options: CallerOptions, lease: Lease[T]) -> T:
+    """The value; the slot is given back."""
+    used: int | None = None
+    try:
+        if options.settle is not None:
+            used = options.settle(lease.value)
+    finally:
+        lease.release(used)
+    return lease.value
+
+
+def _keep(options: CallerOptions, lease: Lease[T]) -> Lease[T]:
+    if options.signals:
+        lease._permit.first_token()
+    return lease
 
 
 class AsyncCaller:
@@ -138,33 +156,30 @@ class AsyncCaller:
     def closed(self) -> bool:
         return self._admission.closed
 
-    async def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """The result of ``await function(*args)``, attempted again where that helps.
+    def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> Coroutine[Any, Any, T]:
+        """The result of ``await function(*args)``, attempted again where that helps. Await it.
 
         Raises:
             ClosedError: the caller was closed, before or while the call waited.
             DeadlineError: `queue` or `total` was over.
             Exception: the last attempt's error; one of Millstream's has its ``attempts`` and ``waited`` set.
         """
-        return await self.call_with_options(_NO_OPTIONS, function, *args)
+        return self._call(_NO_OPTIONS, function, args, _settle)
 
-    async def call_with_options(self, options: CallerOptions, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    def call_with_options(
+        self, options: CallerOptions, function: Callable[..., Awaitable[T]], *args: Any
+    ) -> Coroutine[Any, Any, T]:
         """As `call`, with options.
 
         Raises:
             OptionValueError: `CallerOptions.tokens` is more than `tokens_per_minute`.
             ClosedError, DeadlineError, Exception: see `call`.
         """
-        lease = await self._call(options, function, args)
-        used: int | None = None
-        try:
-            if options.settle is not None:
-                used = options.settle(lease.value)
-        finally:
-            lease.release(used)
-        return lease.value
+        return self._call(options, function, args, _settle)
 
-    async def open(self, options: CallerOptions, function: Callable[..., Awaitable[T]], *args: Any) -> Lease[T]:
+    def open(
+        self, options: CallerOptions, function: Callable[..., Awaitable[T]], *args: Any
+    ) -> Coroutine[Any, Any, Lease[T]]:
         """As `call_with_options`, but the slot stays held until the lease is released.
 
         For a stream: `function` returns when the first piece is there, and the slot is held until the last one. The
@@ -173,14 +188,15 @@ class AsyncCaller:
         Raises:
             OptionValueError, ClosedError, DeadlineError, Exception: see `call_with_options`.
         """
-        lease = await self._call(options, function, args)
-        if options.signals:
-            lease._permit.first_token()
-        return lease
+        return self._call(options, function, args, _keep)
 
     async def _call(
-        self, options: CallerOptions, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]
-    ) -> Lease[T]:
+        self,
+        options: CallerOptions,
+        function: Callable[..., Awaitable[T]],
+        args: tuple[Any, ...],
+        end: Callable[[CallerOptions, Lease[T]], R],
+    ) -> R:
         if not options.lanes:
             raise OptionValueError("lanes names at least one endpoint; the usual one is ''")
         deadlines = self.deadlines if options.deadlines is None else options.deadlines
@@ -206,7 +222,7 @@ class AsyncCaller:
             call.cause = None  # its traceback leads back here, and nothing is left to the garbage collector
         self._successes += 1
         self._retrying.budget.give_back()
-        return lease
+        return end(options, lease)
 
     def _attempts_until(
         self, call: Call, total: float | None, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Iterable,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
-from typing import Any, Protocol, TypeVar, cast
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -160,7 +164,7 @@ async def for_each(
                 results[index] = await work(value, one_more)
             except Exception as error:  # noqa: BLE001 - the first one is given back
                 failures.append((index, error))
-                workers.cancel_scope.cancel()
+                workers.cancel()
                 return
             done += 1
             if running > width.now() + spare:
@@ -181,11 +185,117 @@ async def for_each(
 
     stop_growing = width.on_growth(grow)
     try:
-        async with anyio.create_task_group() as workers:
+        async with _open_workers() as workers:
             grow()
     finally:
         stop_growing()
     return results, failures[0] if failures else None
+
+
+class _Workers(Protocol):
+    """Tasks that end before whoever opened this goes on."""
+
+    def start_soon(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None: ...
+
+    def cancel(self) -> None:
+        """Cancel all of them, also those that are started later."""
+
+
+def _open_workers() -> AbstractAsyncContextManager[_Workers]:
+    try:
+        return _AsyncioWorkers(asyncio.get_running_loop())
+    except RuntimeError:
+        return _open_anywhere()
+
+
+@asynccontextmanager
+async def _open_anywhere() -> AsyncGenerator[_Workers]:
+    async with anyio.create_task_group() as group:
+        yield _AnyioWorkers(group)
+
+
+class _AnyioWorkers:
+    def __init__(self, group: TaskGroup) -> None:
+        self._group = group
+
+    def start_soon(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None:
+        self._group.start_soon(work)
+
+    def cancel(self) -> None:
+        self._group.cancel_scope.cancel()
+
+
+class _AsyncioWorkers:
+    """The same as a task group of anyio, for half of what that makes a task cost (a handle, an event, a name).
+
+    Each task is cancelled by a scope of its own and not by `Task.cancel`, so that shields inside it hold.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._context = contextvars.copy_context()  # else each task makes one of its own, to tell its end in
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._scopes: set[anyio.CancelScope] = set()
+        self._errors: list[BaseException] = []
+        self._cancelled = False
+        self._all_ended: asyncio.Future[None] | None = None
+
+    def start_soon(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None:
+        task = asyncio.Task(self._run(work), loop=self._loop)
+        self._tasks.add(task)
+        task.add_done_callback(self._end, context=self._context)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.cancel()
+        if not self._tasks:
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+        cancelled: asyncio.CancelledError | None = None
+        with anyio.CancelScope() as waiting:
+            while self._tasks:
+                self._all_ended = self._loop.create_future()
+                try:
+                    await self._all_ended
+                except asyncio.CancelledError as told:
+                    self.cancel()
+                    waiting.shield = True  # to be told once is enough; the next one is not of a scope
+                    cancelled = told
+        try:
+            if self._errors:
+                raise BaseExceptionGroup("errors of workers", self._errors)
+            if cancelled is not None and error is None:
+                raise cancelled
+        finally:
+            del error, cancelled, self._errors  # what they lead to leads back here
+
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        with anyio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                if not self._cancelled:
+                    await work()
+            finally:
+                self._scopes.discard(scope)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._errors.append(error)
+        if error is not None or task.cancelled():
+            self.cancel()
+        if not self._tasks and self._all_ended is not None and not self._all_ended.done():
+            self._all_ended.set_result(None)
 
 
 class _Results(AsyncIterator[T]):

@@ -21,6 +21,7 @@ from millstream._errors import (
     UntrustedEndpointError,
     UsageError,
 )
+from millstream._http import Exchange
 from millstream._language_model import TokenCount
 from millstream._llm import BaseLLM, BaseLLMParams
 from millstream._origin import parse_url
@@ -212,12 +213,12 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
     async def _generate(
         self, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> LLMResult:
-        return await self._site.first_that_speaks(lambda exchange: exchange.ask(prompt, options))
+        return await self._site.first_that_speaks(Exchange.ask, prompt, options)
 
     async def _open_stream(
         self, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> ChunkSource:
-        return await self._site.first_that_speaks(lambda exchange: exchange.open_or_ask(prompt, options))
+        return await self._site.first_that_speaks(Exchange.open_or_ask, prompt, options)
 
     def _generate_at(
         self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None

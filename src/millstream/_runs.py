@@ -255,13 +255,14 @@ class Run(msgspec.Struct, eq=False):
         return cache_key(params, self._prompt, namespace=self._model._credential_fingerprint())
 
     def _caller_options(self, *, signals: bool = False) -> CallerOptions:
+        lanes = self._model._lanes
         return CallerOptions(
             deadlines=self._options.deadlines,
             tokens=self._estimate() if self._model.caller.counts_tokens else None,
             settle=_tokens_used,
             observer=self if self._run is not None or self._on_back_off is not None or self._shares else None,
-            lanes=self._model._lanes,
-            begin=self._begin,
+            lanes=lanes,
+            begin=self._begin if signals or len(lanes) > 1 else None,  # else nobody asks for the permit
             signals=signals,
         )
 

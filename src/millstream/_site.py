@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from millstream import _clock, _config
 from millstream._caller import AsyncCaller
-from millstream._config import Deadlines
+from millstream._config import CallOptions, Deadlines
 from millstream._errors import (
     AuthenticationError,
     BadRequestError,
@@ -27,6 +27,7 @@ from millstream._errors import (
 from millstream._headers import StatedLimits
 from millstream._http import Exchange
 from millstream._origin import Origin
+from millstream._prompts import BasePromptValue
 from millstream._routes import (
     APIS,
     ROUTER,
@@ -269,19 +270,29 @@ class Site:
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
-    def first_that_speaks(self, ask: Callable[[Exchange], Awaitable[T]]) -> Awaitable[T]:
+    def first_that_speaks(
+        self,
+        ask: Callable[[Exchange, BasePromptValue, CallOptions], Awaitable[T]],
+        prompt: BasePromptValue,
+        options: CallOptions,
+    ) -> Awaitable[T]:
         """Ask at the routes in turn until one exists; the others are forgotten then."""
         exchanges = self._exchanges
-        return ask(exchanges[0]) if len(exchanges) == 1 else self._find_out(ask)
+        return ask(exchanges[0], prompt, options) if len(exchanges) == 1 else self._find_out(ask, prompt, options)
 
-    async def _find_out(self, ask: Callable[[Exchange], Awaitable[T]]) -> T:
+    async def _find_out(
+        self,
+        ask: Callable[[Exchange, BasePromptValue, CallOptions], Awaitable[T]],
+        prompt: BasePromptValue,
+        options: CallOptions,
+    ) -> T:
         exchanges = self._exchanges or await self.prepare()
         if len(exchanges) == 1:
-            return await ask(exchanges[0])
+            return await ask(exchanges[0], prompt, options)
         refused: list[str] = []
         for exchange in list(exchanges):
             try:
-                answer = await ask(exchange)
+                answer = await ask(exchange, prompt, options)
             except (ModelNotFoundError, AuthenticationError):
                 raise
             except (NotFoundError, BadRequestError) as error:

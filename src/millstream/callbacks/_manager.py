@@ -205,8 +205,8 @@ class CallbackManagerForLLMRun:
         self.parent_run_id = manager.parent_run_id
         self.tags = manager.tags
         self.metadata = manager.metadata
-        self._handlers = manager.handlers
-        self._index = manager.index
+        self._handlers = manager._handlers
+        self._index = manager._index
         self._late: list[Late] = []
         self._overran: set[int] | None = None  # nobody yet
         self._ended = False

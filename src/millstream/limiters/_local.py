@@ -124,7 +124,7 @@ class TokenLimit(_SlidingWindow):
             )
 
 
-class _Taken(Reservation, msgspec.Struct, eq=False):
+class _Taken(Reservation, msgspec.Struct, eq=False, gc=False):
     requests: Entry | None
     tokens: Entry | None
 
