@@ -196,12 +196,15 @@ def token_usage(usage: Usage | None) -> dict[str, Any] | None:
     """`usage` as LangChain.js tells it in ``llmOutput``."""
     if usage is None:
         return None
-    told = {
-        "promptTokens": usage.input_tokens,
-        "completionTokens": usage.output_tokens,
-        "totalTokens": usage.total_tokens,
-    }
-    return {"tokenUsage": {name: value for name, value in told.items() if value is not None}}
+    given, made = usage.input_tokens, usage.output_tokens
+    told: dict[str, int] = {}
+    if given is not None:
+        told["promptTokens"] = given
+    if made is not None:
+        told["completionTokens"] = made
+    if given is not None and made is not None:
+        told["totalTokens"] = given + made
+    return {"tokenUsage": told}
 
 
 def _without_parsed(result: LLMResult) -> LLMResult:

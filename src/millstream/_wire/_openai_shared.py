@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -129,22 +130,18 @@ def with_tgi_response_format(body: bytes, status: int, answer: bytes) -> bytes |
 def usage_of(wire: WireUsage) -> Usage | None:
     """The usage, None where it tells nothing."""
     details, more = wire.prompt_tokens_details, wire.completion_tokens_details
-    usage = Usage(
-        _count(wire.prompt_tokens),
-        _count(wire.completion_tokens),
-        _count(details.cached_tokens) if details is not None else None,
-        _count(more.reasoning_tokens) if more is not None else None,
-    )
-    return None if usage == _NOTHING else usage
-
-
-_NOTHING = Usage()
+    given, made = _count(wire.prompt_tokens), _count(wire.completion_tokens)
+    cached = None if details is None else _count(details.cached_tokens)
+    reasoned = None if more is None else _count(more.reasoning_tokens)
+    if given is None and made is None and cached is None and reasoned is None:
+        return None
+    return Usage(given, made, cached, reasoned)
 
 
 def _count(value: Number) -> int | None:
-    if value is None or not math.isfinite(value):
-        return None
-    return int(value)
+    if value is None or type(value) is int:
+        return value
+    return int(value) if math.isfinite(value) else None
 
 
 def decode_logprobs(value: Any) -> tuple[TokenLogprob, ...] | None:
@@ -189,13 +186,22 @@ def _tops_of(tops: dict[str, float | None] | None) -> tuple[TopLogprob, ...]:
     return tuple(TopLogprob(token, told_logprob(figure)) for token, figure in (tops or {}).items())
 
 
+_TOLD = (str, int)
+
+
 def info_of(id: Any, model: Any, system_fingerprint: Any) -> dict[str, Any] | None:  # noqa: A002
     """`Generation.generation_info`: what is told and not empty, None for nothing.
 
     An `id` may be a number. Of any other type it is nothing to lose an answer for.
     """
-    told = {"id": id, "model": model, "system_fingerprint": system_fingerprint}
-    return {name: str(value) for name, value in told.items() if value and isinstance(value, str | int)} or None
+    told: dict[str, Any] = {}
+    if id and isinstance(id, _TOLD):
+        told["id"] = str(id)
+    if model and isinstance(model, _TOLD):
+        told["model"] = str(model)
+    if system_fingerprint and isinstance(system_fingerprint, _TOLD):
+        told["system_fingerprint"] = str(system_fingerprint)
+    return told or None
 
 
 def generation(
@@ -210,7 +216,8 @@ def generation(
     refused: bool = False,
 ) -> Generation:
     """One choice of a whole answer."""
-    text, tokens, stopped = cut_at_stop(text, decode_logprobs(logprobs), options.stops)
+    tokens = None if logprobs is None else decode_logprobs(logprobs)
+    text, tokens, stopped = cut_at_stop(text, tokens, options.stops)
     return Generation(
         text,
         info,
@@ -224,7 +231,7 @@ def generation(
 
 def row(generations: Sequence[tuple[int, Generation]], usage: WireUsage | None) -> LLMResult:
     """The result of one prompt; the choices come with their index, in no order (TGI)."""
-    ordered = sorted(generations, key=lambda indexed: indexed[0])
+    ordered = sorted(generations, key=itemgetter(0))
     return row_of([made for _, made in ordered], usage_of(usage) if usage is not None else None)
 
 

@@ -163,7 +163,7 @@ class Chat:
                     info=info,
                     logprobs=choice.logprobs,
                     reasoning=message.reasoning_content or message.reasoning,
-                    calls=[_tool_call(call) for call in _list_of(message.tool_calls)],
+                    calls=[_tool_call(call) for call in _list_of(message.tool_calls)] if message.tool_calls else (),
                     refused=_is_refusal(message),
                 ),
             )
