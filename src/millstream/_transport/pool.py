@@ -20,7 +20,7 @@ import msgspec
 from millstream._clock import event_loop, monotonic
 from millstream._config import check_int, check_number
 from millstream._errors import ClosedError, DeadlineError, MillstreamError, ReadError
-from millstream._transport import _anyio, _asyncio
+from millstream._transport import _asyncio
 from millstream._transport._connection import Connection, StaleConnectionError, idle_seconds
 from millstream._transport._seam import Origin, Request, Response, Timeouts
 from millstream._transport._tls import create_context
@@ -201,6 +201,8 @@ class _Pool:
         tls = self.transport.ssl_context() if origin.scheme == "https" else None
         if self.asyncio:
             return await _asyncio.connect(origin, lane, parser, tls)
+        from millstream._transport import _anyio  # noqa: PLC0415 - anyio's streams are slow to import
+
         return await _anyio.connect(origin, lane, parser, tls)
 
     def close(self) -> None:
