@@ -157,19 +157,22 @@ async def for_each(
     failures: list[tuple[int, Exception]] = []
     running = spare = done = 0
 
-    async def worker() -> None:
+    async def worker(scope: anyio.CancelScope) -> None:
         nonlocal running, done
-        for index, value in left:
-            try:
-                results[index] = await work(value, one_more)
-            except Exception as error:  # noqa: BLE001 - the first one is given back
-                failures.append((index, error))
-                workers.cancel()
-                return
-            done += 1
-            if running > width.now() + spare:
-                break
-        running -= 1
+        with scope:
+            for index, value in left:
+                if failures:
+                    return
+                try:
+                    results[index] = await work(value, one_more)
+                except Exception as error:  # noqa: BLE001 - the first one is given back
+                    failures.append((index, error))
+                    workers.cancel()
+                    return
+                done += 1
+                if running > width.now() + spare:
+                    break
+            running -= 1
 
     def one_more() -> None:
         nonlocal spare
@@ -195,7 +198,8 @@ async def for_each(
 class _Workers(Protocol):
     """Tasks that end before whoever opened this goes on."""
 
-    def start_soon(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None: ...
+    def start_soon(self, work: Callable[[anyio.CancelScope], Coroutine[Any, Any, None]], /) -> None:
+        """One more. It enters the scope that it is given before anything else."""
 
     def cancel(self) -> None:
         """Cancel all of them, also those that are started later."""
@@ -218,8 +222,8 @@ class _AnyioWorkers:
     def __init__(self, group: TaskGroup) -> None:
         self._group = group
 
-    def start_soon(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None:
-        self._group.start_soon(work)
+    def start_soon(self, work: Callable[[anyio.CancelScope], Coroutine[Any, Any, None]], /) -> None:
+        self._group.start_soon(work, anyio.CancelScope())
 
     def cancel(self) -> None:
         self._group.cancel_scope.cancel()
@@ -234,20 +238,22 @@ class _AsyncioWorkers:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._context = contextvars.copy_context()  # else each task makes one of its own, to tell its end in
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._scopes: set[anyio.CancelScope] = set()
+        self._tasks: dict[asyncio.Task[None], anyio.CancelScope] = {}
         self._errors: list[BaseException] = []
         self._cancelled = False
         self._all_ended: asyncio.Future[None] | None = None
 
-    def start_soon(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None:
-        task = asyncio.Task(self._run(work), loop=self._loop)
-        self._tasks.add(task)
+    def start_soon(self, work: Callable[[anyio.CancelScope], Coroutine[Any, Any, None]], /) -> None:
+        scope = anyio.CancelScope()
+        if self._cancelled:
+            scope.cancel()
+        task = asyncio.Task(work(scope), loop=self._loop)
+        self._tasks[task] = scope
         task.add_done_callback(self._end, context=self._context)
 
     def cancel(self) -> None:
         self._cancelled = True
-        for scope in self._scopes:
+        for scope in self._tasks.values():
             scope.cancel()
 
     async def __aenter__(self) -> Self:
@@ -278,17 +284,8 @@ class _AsyncioWorkers:
         finally:
             del error, cancelled, self._errors  # what they lead to leads back here
 
-    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        with anyio.CancelScope() as scope:
-            self._scopes.add(scope)
-            try:
-                if not self._cancelled:
-                    await work()
-            finally:
-                self._scopes.discard(scope)
-
     def _end(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        del self._tasks[task]
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._errors.append(error)
