@@ -216,6 +216,7 @@ MORE = (
     Scenario("Retry-After ten times too short", slots=WIDE, quota=lambda: FixedWindow(600, lie=0.1)),
     Scenario("Retry-After three times too long", slots=WIDE, quota=lambda: FixedWindow(600, lie=3.0)),
     Scenario("5 % of requests held up on their way", tail=0.05),
+    Scenario("8 s of hidden reasoning, as many or as few", steps=STEADY, prefill=(8.0, 0.7), tokens=(100.0, 0.7)),
     Scenario("without first tokens, bounded queue", queue=0.5, signals=False),
 )
 

@@ -6,13 +6,14 @@ import functools
 from statistics import median
 
 import pytest
-from benchmarks.governor.scenarios import FIRST, ORACLE, OURS, Outcome, Scenario, drawn, run
+from benchmarks.governor.scenarios import FIRST, MORE, ORACLE, OURS, STEADY, Outcome, Scenario, drawn, run
 
 SECONDS = 900.0
 SEED = 31337  # none of those that were looked at when the rules were tuned
 # Half of the big server is as big as it needs to be here; all others are as in the benchmark.
 BY_NAME = {one.name: one if one.slots < 1000 else one.scaled(one.seconds, 0.5) for one in FIRST}
 BOUNDED, UNBOUNDED = FIRST[0], FIRST[1]
+REASONING = next(one for one in MORE if one.prefill[0] > 5)
 
 GOODPUT = dict.fromkeys(BY_NAME, 0.95) | {
     "noisy neighbours, bounded": 0.90,
@@ -82,6 +83,29 @@ def test_endpoints_at_random_that_nothing_was_tuned_for():
     assert len(shares) == 10
     assert median(shares) >= 0.97
     assert min(shares) >= 0.80
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_an_endpoint_that_thinks_before_its_first_token_is_filled(seed: int):
+    """Times that differ by themselves, and much, are no queue: a window that took them for one came down to two."""
+    ours, oracle = (run(REASONING, governor, seed) for governor in (OURS, ORACLE))
+    assert ours.completed >= 0.7 * oracle.completed
+
+
+def test_slow_first_tokens_of_a_few_are_no_queue():
+    tail = next(one for one in MORE if one.tail).scaled(300.0)
+    ours, oracle = (run(tail, governor) for governor in (OURS, ORACLE))
+    assert ours.completed >= 0.95 * oracle.completed
+    assert ours.ttft(0.5) <= 2.5 * oracle.ttft(0.5)
+
+
+@pytest.mark.parametrize("slots", [2, 4, 8])
+def test_before_few_slots_nobody_waits_and_none_is_idle(slots: int):
+    few = Scenario("few slots", slots=slots, steps=STEADY, prefill=(0.05, 0.2), tokens=(40.0, 0.6), seconds=300.0)
+    ours, oracle = (run(few, governor) for governor in (OURS, ORACLE))
+    assert ours.completed >= 0.95 * oracle.completed
+    late = ours.ttfts[len(ours.ttfts) // 5 :]
+    assert sorted(late)[int(0.9 * len(late))] <= 1.0, "less than the time of an answer"
 
 
 def most_a_second(scenario: Scenario) -> float:

@@ -2,45 +2,63 @@
 
 from __future__ import annotations
 
-__all__ = ["SAMPLES", "Gauge"]
+from math import exp, inf
 
-SAMPLES, MAX_SAMPLES, MAX_PERIODS = 4, 2048, 10
-"""A median of fewer says nothing (they are gathered, but over so many judgements at most); of more, nothing new."""
+from millstream._control._cohort import SAMPLES, Cohort, Told
 
-RATE_SECONDS = 3.0
-"""Over so many seconds the rate of first tokens is smoothed, or over the time of one where that is longer."""
+__all__ = ["Gauge"]
+
+RATE_SECONDS, RATE_COUNT, MAX_RATE_SECONDS = 3.0, 8, 30.0
+"""Over so many seconds the rate of first tokens is smoothed, or over the time of one, or of so many (up to so many
+seconds), where that is longer."""
 
 NEAR, NEAR_SECONDS = 1.5, 0.05
 """While half of the first tokens come nearly as fast as without load, those that wait are slow ones, no queue."""
 
-ENOUGH = 50
-"""A lower median of so many first tokens is believed. The lowest of many medians of a few is no base: it is luck, and
-where prompts differ much it was half of the true time."""
+SURE, UNSURE = 2.5, 2.0
+"""Standard errors. A median is believed to be lower when it is with so many added (the lowest of many medians of a few
+is luck, and where prompts differ much it was a fraction of the true time), and longer when it is without so many."""
 
 SPREAD_STEP, MAX_SPREAD = 0.2, 3.0
 """Little's law speaks of means, and medians are what can be trusted: their ratio is smoothed, and at most this."""
+
+ENOUGH = 40
+"""The time without load is learned from so many first tokens in slow start, where the first cohort had fewer."""
+
+DIFFERENT = 0.4
+"""From this deviation on, so few say so little that it is learned from so many later ones too, if they agree."""
+
+DOUBT, DOUBT_SAMPLES = 8.0, 3
+"""Where half of the first ones took so many times as long as the fastest, they may have stood in a queue; so many that
+are sent with an empty one tell."""
+
+WRONG = 0.7
+"""That was so, where they come in less than this share of the time."""
 
 FIRST_PROBE, PROBE_EVERY = 15.0, 60.0
 """Seconds after which the time without load is measured anew, with an empty queue but a busy endpoint: the first one
 was measured at an idle endpoint, and models and neighbours change."""
 
 MAX_RAISE = 1.6
-"""Times the least time without load that was ever measured: no more is taken for it because a cut was in vain. Two
-clients that each took the other's queue for the endpoint's own time would grow without end."""
+"""Times the least time without load that was ever measured (or as much as that may be wrong): no more is taken for it
+because a cut was in vain. Two clients that each took the other's queue for the endpoint's own time would grow without
+end."""
 
-PROBE_SAMPLES, PROBE_SECONDS, MAX_PROBE_SECONDS, PRIOR = 8, 3.0, 10.0, 3
-"""First tokens of such a measurement; after how long at least, and (where a queue is seen, which may be of others) at
-most, it is given up; and for how many first tokens the time counts that was known before."""
+PROBE_SAMPLES, PRIOR = 8, 3
+"""Requests of such a measurement; for how many the time counts that was known before, where it differs for sure."""
+
+PROBE_SECONDS, MAX_PROBE_SECONDS, MAX_GATHERING = 3.0, 10.0, 60.0
+"""After how long at least, and (where a queue is seen, which may be of others) at most, it is given up; longer where so
+many requests take longer, up to the last."""
 
 FIRST_PROBE_SECONDS = 12.0
-"""The same for the first one in a small window, since it costs nothing there. (Not for more: who has neighbours would
-give way to them for good.)"""
+"""As `PROBE_SECONDS`, for the first one in a small window, since it costs nothing there. (Not for more: who has
+neighbours would give way to them for good.)"""
 
 
-def median(values: list[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+def spread_of(deviation: float) -> float:
+    """The mean in medians, where the logarithms are spread normally."""
+    return min(exp(deviation * deviation / 2), MAX_SPREAD)
 
 
 class Gauge:
@@ -48,21 +66,25 @@ class Gauge:
 
     __slots__ = (
         "_base_at",
-        "_is_in_doubt",
-        "_periods",
-        "_probe_samples",
+        "_cohort",
+        "_error",
+        "_known",
+        "_most",
         "_probe_until",
-        "_probed",
-        "_samples",
         "_sent_rate",
+        "_sum",
+        "_summed",
         "_waited",
         "base",
+        "deviation",
         "fresh",
+        "is_in_doubt",
         "median",
         "probe_since",
         "probes",
         "rate",
         "spread",
+        "was_wrong",
     )
 
     def __init__(self) -> None:
@@ -71,7 +93,7 @@ class Gauge:
         self.rate = 0.0
         """First tokens a second."""
         self.median: float | None = None
-        """Of the last ones; None: too few."""
+        """Of the last cohort, or what it is at least by now; None: not known."""
         self.base: float | None = None
         """The time without load; None: not known yet."""
         self.probe_since: float | None = None
@@ -79,54 +101,134 @@ class Gauge:
         self.probes = 0
         self.spread = 1.0
         """The mean of the time without load, in medians."""
+        self.deviation = 0.0
+        """The standard deviation of the logarithm of the times, smoothed."""
+        self.is_in_doubt = False
+        """Whether the base, perhaps, was measured in a queue."""
+        self.was_wrong = False
+        """Whether it was, by the last measurement."""
+        self._cohort = Cohort()
+        self._sum = 0.0  # of all that came since the cohort began, and how many those are
+        self._summed = 0
         self._waited = 0
         self._sent_rate = 0.0
-        self._samples: list[float] = []
-        self._periods = 0
         self._base_at = 0.0
-        self._is_in_doubt = False  # whether there was a queue before there was a base
-        self._probed = 0.0  # the least time without load that was measured
+        self._most = inf  # no more is taken for the base, but by a measurement
+        self._known = 0  # first tokens it is known from
+        self._error = 0.0  # of the last median
         self._probe_until = 0.0
-        self._probe_samples: list[float] = []
+
+    def send(self) -> None:
+        self._cohort.send()
+
+    def lose(self, sent_at: float) -> None:
+        """It ended without a first token."""
+        self._cohort.lose(sent_at)
 
     def note(self, now: float, seconds: float) -> None:
         """One first token."""
         self.fresh += 1
-        samples = self._samples
-        if len(samples) < MAX_SAMPLES:
-            samples.append(seconds)
-        if self.probe_since is not None and now - seconds >= self.probe_since:
-            self._probe_samples.append(seconds)
+        self._sum += seconds
+        self._summed += 1
+        self._cohort.note(now, seconds)
 
-    def measure(self, now: float, seconds: float, waiting: int) -> int:
-        """Of the `seconds` since the last time, now that so many are `waiting`. The new median's count, 0: none."""
+    def start_over(self, now: float) -> None:
+        """The next median is of what is sent from now on; a measurement goes on."""
+        if self.probe_since is None:
+            self._begin(now)
+
+    def measure(self, now: float, seconds: float, waiting: int, *, learn: bool, least: int = SAMPLES) -> bool:
+        """Of the `seconds` since the last time, now that so many are `waiting`: whether there is a new median.
+
+        `learn`: as far as is known there is no queue, so the base may be longer than it seemed. `least`: so many tell,
+        where there is a base.
+        """
         if seconds > 0:
             rate = self.fresh / seconds
             sent = max(0, self.fresh + waiting - self._waited) / seconds
             self._sent_rate += min(1.0, seconds / max(seconds, self.base or 0.0)) * (sent - self._sent_rate)
             self._waited = waiting
-            smooth = max(RATE_SECONDS, self.base or 0.0)
+            few = min(RATE_COUNT / self.rate, MAX_RATE_SECONDS) if self.rate else 0.0
+            smooth = max(RATE_SECONDS, self.base or 0.0, few)
             self.rate = rate if not self.rate else self.rate + min(1.0, seconds / smooth) * (rate - self.rate)
         self.fresh = 0
-        self._periods += 1
-        if len(self._samples) >= SAMPLES:
-            self.median = median(self._samples)
-            if self.base is None:
-                self.base = self._probed = self.median
-                self._base_at = now - PROBE_EVERY + (0.0 if self._is_in_doubt else FIRST_PROBE)
-            elif self.median < self.base:
-                self.base += min(1.0, len(self._samples) / ENOUGH) * (self.median - self.base)
-            if self.is_near_base():
-                spread = sum(self._samples) / len(self._samples) / self.median if self.median else 1.0
-                self.spread += SPREAD_STEP * (min(max(spread, 1.0), MAX_SPREAD) - self.spread)
-            told = len(self._samples)
-        elif self._periods < MAX_PERIODS:
-            return 0
+        self.was_wrong = False
+        told = self._cohort.tell(now, self._needed(least))
+        if told is None:
+            if self.median is not None:
+                self.median = max(self.median, self._cohort.waited(now))
+            return False
+        self.median = told.median
+        if self.base is None:
+            self._first(now, told)
+        elif self.probe_since is not None:
+            self._probed(now, told, self.base)
         else:
-            self.median, told = None, 0
-        self._samples.clear()
-        self._periods = 0
-        return told
+            self._learn(told, self.base, learn=learn)
+        self._begin(now)
+        return True
+
+    def _first(self, now: float, told: Told) -> None:
+        self.base, self._known, self._most = told.median, told.count, inf
+        self.is_in_doubt = self.is_in_doubt or told.median > DOUBT * told.fastest
+        self._base_at = now - PROBE_EVERY + (0.0 if self.is_in_doubt else FIRST_PROBE)
+        self._trust(told)
+
+    def _probed(self, now: float, told: Told, base: float) -> None:
+        median, count = told.median, told.count
+        certain = exp(SURE * self._error_of(told))
+        self.was_wrong = self.is_in_doubt and median < WRONG * base
+        prior = 0
+        if not self.was_wrong:
+            prior = max(PRIOR, self._known) if median / certain < base < median * certain else PRIOR
+        self.base = base + count / (count + prior) * (median - base)
+        self._known = min(count + prior, ENOUGH)
+        self._base_at, self.probe_since, self.is_in_doubt = now, None, False
+        self.probes += 1
+        if not prior:
+            self._trust(told)
+        self._bound(told)
+
+    def _trust(self, told: Told) -> None:
+        """Nothing better is known."""
+        self.deviation, self.spread = told.deviation, spread_of(told.deviation)
+        self._bound(told)
+
+    def _bound(self, told: Told) -> None:
+        self._error = self._error_of(told)
+        self._most = min(self._most, (self.base or 0.0) * max(MAX_RAISE, exp(SURE * self._error)))
+
+    def _learn(self, told: Told, base: float, *, learn: bool) -> None:
+        median, count = told.median, told.count
+        self.deviation += SPREAD_STEP * (told.deviation - self.deviation)
+        self._error = self._error_of(told)
+        certain = exp(SURE * self._error)
+        if median * certain < base:
+            self.base = median * certain
+        elif (learn or self.deviation > DIFFERENT) and self._known < ENOUGH and median <= base * certain:
+            self.base = min(self._most, base + count / (count + self._known) * (median - base))
+            self._known += count
+        if self.is_near_base() and self._summed:
+            spread = self._sum / self._summed / median
+            self.spread += SPREAD_STEP * (min(max(spread, 1.0), MAX_SPREAD) - self.spread)
+
+    def _error_of(self, told: Told) -> float:
+        return told.error(max(self.deviation, told.deviation))
+
+    def _begin(self, now: float) -> None:
+        self._cohort.begin(now)
+        self._sum, self._summed = 0.0, 0
+
+    def _needed(self, least: int) -> int:
+        if self.probe_since is not None:
+            return DOUBT_SAMPLES if self.is_in_doubt else PROBE_SAMPLES
+        return SAMPLES if self.base is None else least
+
+    @property
+    def queue(self) -> float:
+        """How many wait that would not without load, by Little's law; 0: none for sure."""
+        base, median = self.base or 0.0, self.median or 0.0
+        return self.rate * (median - base) if median > base * exp(UNSURE * self._error) else 0.0
 
     @property
     def unloaded(self) -> float:
@@ -138,7 +240,9 @@ class Gauge:
         return max(self.rate, self._sent_rate) * (self.base or 0.0) * self.spread
 
     def is_near_base(self) -> bool:
-        return self.median is not None and self.base is not None and self.median <= NEAR * self.base + NEAR_SECONDS
+        if self.median is None or self.base is None:
+            return False
+        return self.median <= NEAR * exp(self._error) * self.base + NEAR_SECONDS
 
     def probe(self, now: float, *, possible: bool, free: bool) -> None:
         """Begins, ends or gives up the measurement of the time without load, where it is due and `possible`.
@@ -151,44 +255,39 @@ class Gauge:
         if self.probe_since is None:
             if possible and now - self._base_at > PROBE_EVERY:
                 self.probe_since = now
+                self._begin(now)
                 least = FIRST_PROBE_SECONDS if free and not self.probes else PROBE_SECONDS
-                self._probe_until = now + max(least, 4 * base, min(MAX_PROBE_SECONDS, 2 * (self.median or 0.0)))
-                self._probe_samples = []
-        elif len(self._probe_samples) >= PROBE_SAMPLES:
-            count = len(self._probe_samples)
-            found = median(self._probe_samples)
-            # The first one was measured with a whole window at once: too long, where there are few slots.
-            prior = 0 if free and found < base and not self.probes else PRIOR
-            self.base = base + count / (count + prior) * (found - base)
-            self._base_at, self._probed = now, min(self._probed, self.base)
-            self.probe_since = None
-            self.probes += 1
+                gathering = min(2 * self._needed(SAMPLES) / self.rate, MAX_GATHERING) if self.rate else 0.0
+                needed = max(4 * base, 3 * base * self.spread + gathering)
+                self._probe_until = now + max(least, needed, min(MAX_PROBE_SECONDS, 2 * (self.median or 0.0)))
         elif now > self._probe_until:
-            self.probe_since = None
+            self.probe_since, self.is_in_doubt = None, False
             self._base_at = now - PROBE_EVERY / 2
 
-    def probe_soon(self, now: float) -> None:
-        """Not before the next judgement."""
+    def doubt(self, now: float) -> None:
+        """The base was measured in a queue, perhaps: it is measured anew with the next judgement."""
         self._base_at = min(self._base_at, now - PROBE_EVERY)
-        self._is_in_doubt = self.base is None
+        self.is_in_doubt = True
 
     def put_off(self, now: float) -> None:
         """Of an endpoint that begins anew with one request, the first tokens are those without load anyway."""
         self._base_at = max(self._base_at, now)
-        self.probe_since = None
+        self.probe_since, self.is_in_doubt = None, False
 
     def raise_base(self, seconds: float) -> None:
         """A time that no cut makes shorter is one without our load."""
         if self.base is not None:
-            self.base = max(self.base, min(seconds, MAX_RAISE * self._probed))
+            self.base = max(self.base, min(seconds, self._most))
 
-    def restart(self) -> None:
+    def restart(self, now: float) -> None:
         """What was measured is too old."""
         self.rate = 0.0
         self.base = self.median = self.probe_since = None
-        self._samples.clear()
+        self.is_in_doubt = False
+        self._begin(now)
 
     def shift(self, seconds: float) -> None:
+        self._cohort.shift(seconds)
         self._base_at += seconds
         self._probe_until += seconds
         if self.probe_since is not None:
