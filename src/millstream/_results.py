@@ -208,8 +208,14 @@ def token_usage(usage: Usage | None) -> dict[str, Any] | None:
 
 
 def _without_parsed(result: LLMResult) -> LLMResult:
-    if all(g.parsed is None for row in result.generations for g in row):
-        return result
+    for row in result.generations:
+        for generation in row:  # no generator: it would take as long as the encoding
+            if generation.parsed is not None:
+                return _stripped(result)
+    return result
+
+
+def _stripped(result: LLMResult) -> LLMResult:
     rows = tuple(tuple(msgspec.structs.replace(g, parsed=None) for g in row) for row in result.generations)
     return msgspec.structs.replace(result, generations=rows)
 
