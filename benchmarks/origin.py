@@ -84,6 +84,12 @@ class Coalesced(asyncio.Protocol):
         transport.write(_WHOLE_STREAM)
 
 
+def _write(transport: asyncio.Transport, data: bytes) -> None:
+    """Unless the client has left: uvloop's transports raise then."""
+    if not transport.is_closing():
+        transport.write(data)
+
+
 def _content_length(data: bytes, head_end: int) -> int:
     start = data.find(b"ontent-", 0, head_end)
     while start >= 0 and data[start + 7 : start + 14].lower() != b"length:":
@@ -102,21 +108,26 @@ class Held(Coalesced):
 class First(Coalesced):
     def stream(self, transport: asyncio.Transport) -> None:
         transport.write(_FIRST_OF_STREAM)
-        asyncio.get_running_loop().call_later(0.001, transport.write, _REST_OF_STREAM)
+        asyncio.get_running_loop().call_later(0.001, _write, transport, _REST_OF_STREAM)
 
 
 class Silent(Coalesced):
-    waiting: ClassVar[list[asyncio.Transport]] = []
+    waiting: ClassVar[set[Silent]] = set()
 
     def answer(self, transport: asyncio.Transport) -> None:
-        self.waiting.append(transport)
+        self.waiting.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.waiting.discard(self)  # a client that was given up does not wait
 
     def told(self, word: str) -> Any:
         """``waiting``: how many; ``release``: answer them all."""
         count = len(self.waiting)
         if word == "release":
-            for transport in self.waiting:
-                transport.write(ANSWER)
+            for each in self.waiting:
+                if each._transport is not None:
+                    each._transport.write(ANSWER)
             self.waiting.clear()
         return count
 
@@ -138,7 +149,7 @@ class Late(Coalesced):
         """One timer for all: who asked first is answered first."""
         now = perf_counter()
         while cls.queue and cls.queue[0][0] <= now:
-            cls.queue.popleft()[1].write(ANSWER)
+            _write(cls.queue.popleft()[1], ANSWER)
         if cls.queue:
             asyncio.get_running_loop().call_later(cls.queue[0][0] - now, cls._answer_due)
 
