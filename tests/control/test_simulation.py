@@ -85,11 +85,11 @@ def test_endpoints_at_random_that_nothing_was_tuned_for():
     assert min(shares) >= 0.80
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_an_endpoint_that_thinks_before_its_first_token_is_filled(seed: int):
+def test_an_endpoint_that_thinks_before_its_first_token_is_filled():
     """Times that differ by themselves, and much, are no queue: a window that took them for one came down to two."""
-    ours, oracle = (run(REASONING, governor, seed) for governor in (OURS, ORACLE))
-    assert ours.completed >= 0.7 * oracle.completed
+    shares = [run(REASONING, OURS, seed).completed / run(REASONING, ORACLE, seed).completed for seed in range(1, 6)]
+    assert median(shares) >= 0.85
+    assert min(shares) >= 0.5
 
 
 def test_slow_first_tokens_of_a_few_are_no_queue():

@@ -33,7 +33,7 @@ DOUBT, DOUBT_SAMPLES = 8.0, 3
 are sent with an empty one tell."""
 
 WRONG = 0.7
-"""That was so, where they come in less than this share of the time."""
+"""That was so, where they come in less than this share of the time, with one standard error added."""
 
 FIRST_PROBE, PROBE_EVERY = 15.0, 60.0
 """Seconds after which the time without load is measured anew, with an empty queue but a busy endpoint: the first one
@@ -176,8 +176,9 @@ class Gauge:
 
     def _probed(self, now: float, told: Told, base: float) -> None:
         median, count = told.median, told.count
-        certain = exp(SURE * self._error_of(told))
-        self.was_wrong = self.is_in_doubt and median < WRONG * base
+        error = self._error_of(told)
+        certain = exp(SURE * error)
+        self.was_wrong = self.is_in_doubt and median * exp(error) < WRONG * base
         prior = 0
         if not self.was_wrong:
             prior = max(PRIOR, self._known) if median / certain < base < median * certain else PRIOR

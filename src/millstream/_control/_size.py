@@ -27,7 +27,7 @@ FEW, FEW_LOW, FEW_HIGH = 16, 0.25, 0.5
 """In windows below the first, one that waits takes a good part of an answer's time. So there should be none, as far as
 the times to the first token tell: less than the second in the mean is room, more than the third a queue."""
 
-LEAST = 2.0
+LEAST = 1.0
 """What a queue leaves: with one request at a time a slot is idle on each way to the client and back."""
 
 HOLD, MAX_HOLD = 4.0, 20.0
@@ -216,20 +216,20 @@ class Size:
                 if (fresh or served) and not waiting:  # too few for a median, but none waits
                     reason = self._judge_many(now, waiting, served, cooling=cooling, is_new=False)
             elif is_few and (fresh or served):
-                reason = self._judge_few(now, cooling=cooling, is_new=is_new)
+                reason = self._judge_few(now, waiting, cooling=cooling, is_new=is_new)
             elif fresh or served:
                 reason = self._judge_many(now, waiting, served, cooling=cooling, is_new=is_new)
         self._peak_before, self.peak = self.peak, served
         return reason
 
-    def _judge_few(self, now: float, *, cooling: bool, is_new: bool) -> Reason | None:
+    def _judge_few(self, now: float, waiting: int, *, cooling: bool, is_new: bool) -> Reason | None:
         if not is_new or self._gauge.is_in_doubt:
             return None
         full, self.full = self.full, False
         if self._gauge.was_wrong:  # as many as were served at a time while that was measured
             self.cuts += 1
             self._slow_start = False
-            self._resize(max(LEAST, self.peak, self._peak_before))
+            self._resize(max(self.peak, self._peak_before))
             return "queue"
         self.excess = self._gauge.queue
         if self.excess > FEW_HIGH:
@@ -241,7 +241,9 @@ class Size:
         if self._was_cut:
             self._hold = min(max(2 * self._hold, HOLD), MAX_HOLD)
             self._held_until, self._was_cut = now + self._hold, False
-        if full and not cooling and self._is_shown and (self._slow_start or now >= self._held_until):
+        if self._slow_start and not self._gauge.probes and waiting > self._gauge.rate * (self._gauge.base or 0.0) + 1:
+            self._gauge.doubt(now)  # more wait than the base explains: it was measured with a whole window at once
+        elif full and not cooling and self._is_shown and (self._slow_start or now >= self._held_until):
             return self._take_room(now, 1.0)
         return None
 
@@ -289,7 +291,7 @@ class Size:
             self._first_cut = (now, seen)
         if self._episode is None or seen <= SHORTER_QUEUE * self._episode[1]:
             self._episode = (self._size, seen)
-        target = max(target, LEAST, LEAST_OF_EPISODE * self._episode[0])
+        target = max(target, LEAST_OF_EPISODE * self._episode[0])
         if target >= self._size:
             return None
         self.cuts += 1
