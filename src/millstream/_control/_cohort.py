@@ -15,6 +15,9 @@ SPREAD_OF_MEDIAN = 1.25
 QUARTER = 0.6745
 """Standard deviations from the first quarter to the middle of a normal distribution."""
 
+MAX_DEVIATION = 1.5
+"""No times differ more by themselves: where they do, they are of two kinds."""
+
 MOMENT = 1e-6
 """Seconds. When a request was sent is told by what it took until now, and so with an error."""
 
@@ -22,16 +25,16 @@ MOMENT = 1e-6
 class Told:
     """What a cohort of `count` tells, once more than half of it have their first token."""
 
-    __slots__ = ("count", "deviation", "fastest", "median")
+    __slots__ = ("count", "deviation", "fastest", "median", "quarter")
 
     def __init__(self, count: int, came: list[float]) -> None:
         ordered = sorted(came)
-        quarter = max(ordered[(count - 1) // 4], MOMENT)
         self.count = count
         self.fastest = ordered[0]
-        self.median = max(ordered[(count - 1) // 2], quarter)
+        self.quarter = max(ordered[(count - 1) // 4], MOMENT)
+        self.median = max(ordered[(count - 1) // 2], self.quarter)
         """Of all: those that still wait take longer than all that came."""
-        self.deviation = log(self.median / quarter) / QUARTER
+        self.deviation = min(log(self.median / self.quarter) / QUARTER, MAX_DEVIATION)
         """The standard deviation of the logarithms, as far as the faster half tells it."""
 
     def error(self, deviation: float) -> float:

@@ -28,9 +28,9 @@ ENOUGH = 40
 DIFFERENT = 0.4
 """From this deviation on, so few say so little that it is learned from so many later ones too, if they agree."""
 
-DOUBT, DOUBT_SAMPLES = 8.0, 3
-"""Where half of the first ones took so many times as long as the fastest, they may have stood in a queue; so many that
-are sent with an empty one tell."""
+DOUBT, DOUBT_QUARTER, DOUBT_SAMPLES = 8.0, 3.0, 3
+"""Where half of the first ones took so many times as long as the fastest, or so many times as long as a quarter of them,
+they may have stood in a queue; so many that are sent with an empty one tell."""
 
 WRONG = 0.7
 """That was so, where they come in less than this share of the time, with one standard error added."""
@@ -170,7 +170,8 @@ class Gauge:
 
     def _first(self, now: float, told: Told) -> None:
         self.base, self._known, self._most = told.median, told.count, inf
-        self.is_in_doubt = self.is_in_doubt or told.median > DOUBT * told.fastest
+        differs = told.median > min(DOUBT * told.fastest, DOUBT_QUARTER * told.quarter)
+        self.is_in_doubt = self.is_in_doubt or differs
         self._base_at = now - PROBE_EVERY + (0.0 if self.is_in_doubt else FIRST_PROBE)
         self._trust(told)
 
