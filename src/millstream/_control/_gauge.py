@@ -29,8 +29,8 @@ DIFFERENT = 0.4
 """From this deviation on, so few say so little that it is learned from so many later ones too, if they agree."""
 
 DOUBT, DOUBT_QUARTER, DOUBT_SAMPLES = 8.0, 3.0, 3
-"""Where half of the first ones took so many times as long as the fastest, or so many times as long as a quarter of them,
-they may have stood in a queue; so many that are sent with an empty one tell."""
+"""Where half of the first ones took so many times as long as the fastest, or so many times as long as a quarter of
+them, they may have stood in a queue; so many that are sent with an empty one tell."""
 
 WRONG = 0.7
 """That was so, where they come in less than this share of the time, with one standard error added."""
