@@ -45,6 +45,8 @@ class Environment:
 
     def variables(self) -> dict[str, str]:
         found = dict(os.environ)
+        # An installed package has its bytecode: without it our own sources would be compiled by each process.
+        found.pop("PYTHONDONTWRITEBYTECODE", None)
         if self.folder is not None:
             found["NODE_PATH"] = str(self.folder / "node_modules")
         return found
