@@ -170,7 +170,7 @@ class Exchange:
         stream = response.stream
         assert stream is not None
         try:
-            source = HttpChunkSource(self, response, stream, deadlines, sent_at)
+            source = HttpChunkSource(self, response, stream, deadlines, sent_at, _clock.clock_of(loop))
             if is_event_stream(response.header(b"content-type")):
                 source.decoder = self.dialect.stream_decoder(prompt, options)
             else:
@@ -284,11 +284,8 @@ class Exchange:
 
     def _takes(self, response: Response) -> bool:
         """Whether it is no refusal. What it says of limits is told in any case."""
-        if self._listener is not None:
-            for name, _ in response.headers:
-                if b"ratelimit" in name:
-                    self._tell_limits(self._listener, response)
-                    break
+        if self._listener is not None and response.mentions(b"ratelimit"):
+            self._tell_limits(self._listener, response)
         if not 200 <= response.status < 300:
             return False
         self._waking = False
@@ -356,19 +353,27 @@ class HttpChunkSource:
         "_receive",
         "_response",
         "_stream",
+        "_time",
         "_total",
         "_waits_for",
         "decoder",
     )
 
     def __init__(
-        self, exchange: Exchange, response: Response, stream: BodyStream, deadlines: Deadlines, sent_at: float
+        self,
+        exchange: Exchange,
+        response: Response,
+        stream: BodyStream,
+        deadlines: Deadlines,
+        sent_at: float,
+        time: Callable[[], float],
     ) -> None:
         self._exchange = exchange
         self._response = response
         self._stream = stream
         self._receive: Callable[[float], Awaitable[bytes]] = stream.receive
         self._deadlines = deadlines
+        self._time = time
         self._waits_for: DeadlineName = "first_token"
         self._deadline = sent_at + deadlines.first_token if deadlines.first_token is not None else math.inf
         self._ready: Sequence[GenerationChunk] = ()
@@ -411,7 +416,7 @@ class HttpChunkSource:
             return ready
         if self._waits_for == "idle" and self._deadlines.idle is not None:
             # From now, not from the last token: what the reader did meanwhile is no silence of the server.
-            self._deadline = _clock.monotonic() + self._deadlines.idle
+            self._deadline = self._time() + self._deadlines.idle
         while not self._ended and decoder.error is None and not decoder.done:
             try:
                 data = self._held or await self._receive(min(self._deadline, self._total[0]))
