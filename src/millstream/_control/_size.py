@@ -24,11 +24,10 @@ much; between the two nothing changes. The more the times differ by themselves (
 counted in requests."""
 
 FEW, FEW_LOW, FEW_HIGH = 16, 0.25, 0.5
+FEW_LOW_SHARE, FEW_HIGH_SHARE = 0.2, 0.4
 """In windows below the first, one that waits takes a good part of an answer's time. So there should be none, as far as
-the times to the first token tell: less than the second in the mean is room, more than the third a queue."""
-
-LEAST = 1.0
-"""What a queue leaves: with one request at a time a slot is idle on each way to the client and back."""
+the times to the first token tell: less than the second in the mean is room, more than the third a queue; or these shares
+of what waits at an empty queue, where that is more."""
 
 HOLD, MAX_HOLD = 4.0, 20.0
 """Seconds that few remain so few after a cut that helped; twice as long each time, up to the last: each attempt at more
@@ -202,7 +201,7 @@ class Size:
         gauge = self._gauge
         fresh = gauge.fresh
         self._came += fresh
-        least = min(SAMPLES, self.limit) if self._slow_start else SAMPLES
+        least = min(SAMPLES, self.limit)
         is_new = gauge.measure(now, seconds, waiting, learn=self._slow_start, least=least)
         self._is_shown = self._is_shown or is_new
         reason: Reason | None = None
@@ -232,9 +231,10 @@ class Size:
             self._resize(max(self.peak, self._peak_before))
             return "queue"
         self.excess = self._gauge.queue
-        if self.excess > FEW_HIGH:
+        share = self._gauge.rate * (self._gauge.base or 0.0)
+        if self.excess > max(FEW_HIGH, FEW_HIGH_SHARE * share):
             return self._give_way(now, self._size - max(1.0, self.excess), is_new=True)
-        if self.excess >= FEW_LOW:
+        if self.excess >= max(FEW_LOW, FEW_LOW_SHARE * share):
             self._clean = 0
             return None
         self._episode = self._first_cut = None
@@ -274,6 +274,8 @@ class Size:
     def _give_way(self, now: float, target: float, *, is_new: bool) -> Reason | None:
         """We stand in a queue: only so many of us are to."""
         gauge = self._gauge
+        if self.limit == 1:
+            return None
         is_slow = (gauge.base or 0.0) > PERIOD
         if is_slow and not self._is_shown:
             return None  # what the last cut brought is not known yet

@@ -128,6 +128,15 @@ class Window:
     def in_flight(self) -> int:
         return self._waiting + self._served
 
+    def is_free(self, now: float) -> bool:
+        """Whether one may leave now: there is room, and `ready_at` is not later."""
+        limit = self._size.limit if not self._lone and self._gauge.probe_since is None else self.limit
+        if self._waiting + self._served >= limit:
+            return False
+        if now < self._next and self._cool.until <= now and self._pacer.rate is None:
+            return True
+        return self.ready_at(now) <= now
+
     def ready_at(self, now: float) -> float:
         """When the next one may leave, as far as cool-down and pace say; `now` where it may at once."""
         if now >= self._next:
