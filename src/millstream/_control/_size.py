@@ -26,8 +26,8 @@ counted in requests."""
 FEW, FEW_LOW, FEW_HIGH = 16, 0.25, 0.5
 FEW_LOW_SHARE, FEW_HIGH_SHARE = 0.2, 0.4
 """In windows below the first, one that waits takes a good part of an answer's time. So there should be none, as far as
-the times to the first token tell: less than the second in the mean is room, more than the third a queue; or these shares
-of what waits at an empty queue, where that is more."""
+the times to the first token tell: less than the second in the mean is room, more than the third a queue; or these
+shares of what waits at an empty queue, where that is more."""
 
 HOLD, MAX_HOLD = 4.0, 20.0
 """Seconds that few remain so few after a cut that helped; twice as long each time, up to the last: each attempt at more
@@ -201,7 +201,7 @@ class Size:
         gauge = self._gauge
         fresh = gauge.fresh
         self._came += fresh
-        least = min(SAMPLES, self.limit)
+        least = min(SAMPLES, self.limit) if self._slow_start or self.limit == 1 else SAMPLES
         is_new = gauge.measure(now, seconds, waiting, learn=self._slow_start, least=least)
         self._is_shown = self._is_shown or is_new
         reason: Reason | None = None
