@@ -178,15 +178,21 @@ class Admission:
         """What a lane begins with."""
         self._queues: dict[Lanes, _Queue] = {}
         self._tickets = itertools.count()
-        self._clock = _clock.LoopClock(self._moved)
-        self.now = self._clock.now
+        self.clock = _clock.LoopClock(self._moved)
+        self.now = self.clock.now
         """The event loop's clock; see `LoopClock`."""
         _all_admissions.add(self)
 
     # -- what a call does -------------------------------------------------------------------------------------------
 
-    def acquire_nowait(self, lanes: Lanes = ("",), tokens: int = 0, *, signals: bool = False) -> Permit | None:
+    def acquire_nowait(
+        self, lanes: Lanes = ("",), tokens: int = 0, *, signals: bool = False, now: float | None = None
+    ) -> Permit | None:
         """A permit, or None where there is none now, or others wait for it.
+
+        Args:
+            lanes, tokens, signals: see `acquire`.
+            now: the time; None: it is looked at.
 
         Raises:
             ClosedError: `close` was called.
@@ -199,7 +205,8 @@ class Admission:
         # Who waits for the limiter must not be overtaken by anybody; who waits for another lane's window may.
         if self.waiting and (self.limiter is not None or self._queues.get(lanes)):
             return None
-        now = self.now()
+        if now is None:
+            now = self.now()
         lane = self._free_lane(lanes, now)
         if lane is None:
             return None
@@ -351,7 +358,7 @@ class Admission:
         self.in_flight = self.waiting = 0
         self.windows.clear()
         self._queues.clear()
-        self._clock.forget()
+        self.clock.forget()
 
     # -- the queue --------------------------------------------------------------------------------------------------
 
@@ -404,12 +411,15 @@ class Admission:
         """The least loaded of `lanes` that has room and is not cooling; of equals the first."""
         if self.in_flight >= self.ceiling:
             return None
+        if len(lanes) == 1:
+            lane = lanes[0]
+            return lane if (self.windows.get(lane) or self.window(lane)).is_free(now) else None
         best: str | None = None
         least = math.inf
         for lane in lanes:
             window = self.windows.get(lane) or self.window(lane)
-            in_flight, limit = window.in_flight, window.limit
-            if in_flight < limit and (load := (in_flight + 1) / limit) < least and window.ready_at(now) <= now:
+            load = (window.in_flight + 1) / window.limit
+            if load < least and window.is_free(now):
                 best, least = lane, load
         return best
 

@@ -326,4 +326,5 @@ class RetryBudget:
 
     def give_back(self) -> None:
         """A call succeeded."""
-        self._tenths = min(self._tenths + 1, self.CAPACITY * 10)
+        if self._tenths < self.CAPACITY * 10:
+            self._tenths += 1

@@ -67,21 +67,21 @@ class Lease(msgspec.Struct, Generic[T], eq=False):
         end_failed(self._permit, error, classify(error))
 
 
-def _settle(options: CallerOptions, lease: Lease[T]) -> T:
+def _settle(call: Call, value: T, permit: Permit) -> T:
     """The value; the slot is given back."""
     used: int | None = None
     try:
-        if options.settle is not None:
-            used = options.settle(lease.value)
+        if call.options.settle is not None:
+            used = call.options.settle(value)
     finally:
-        lease.release(used)
-    return lease.value
+        permit.release(used)
+    return value
 
 
-def _keep(options: CallerOptions, lease: Lease[T]) -> Lease[T]:
-    if options.signals:
-        lease._permit.first_token()
-    return lease
+def _keep(call: Call, value: T, permit: Permit) -> Lease[T]:
+    if call.options.signals:
+        permit.first_token()
+    return Lease(value, permit, call.attempts, call.waited)
 
 
 class AsyncCaller:
@@ -130,22 +130,18 @@ class AsyncCaller:
         self.max_concurrency: int | Literal["auto"]
         """What was asked for; how many may be in flight at the moment is in `statistics`."""
         self.max_concurrency, adaptive = _concurrency(max_concurrency)
+        self.adaptive = self.max_concurrency == "auto"
+        """Whether the caller finds out by itself how many to keep in flight."""
         self._limiter = _limiter(limiter, requests_per_minute, tokens_per_minute)
 
         def make_window() -> Window:
-            is_adaptive = self.max_concurrency == "auto"
-            return Window(start=adaptive.start, ceiling=adaptive.ceiling, adaptive=is_adaptive, random=random)
+            return Window(start=adaptive.start, ceiling=adaptive.ceiling, adaptive=self.adaptive, random=random)
 
         self._admission = Admission(make_window, adaptive.ceiling, self._limiter)
         self._retrying = Retrying(policy, self._admission, limiter, random)
         self._watch = _clock.Watch()
         self._backing_off: set[anyio.Event] = set()
         self._attempts = self._retries = self._successes = self._failures = 0
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether the caller finds out by itself how many to keep in flight."""
-        return self.max_concurrency == "auto"
 
     @property
     def counts_tokens(self) -> bool:
@@ -195,7 +191,7 @@ class AsyncCaller:
         options: CallerOptions,
         function: Callable[..., Awaitable[T]],
         args: tuple[Any, ...],
-        end: Callable[[CallerOptions, Lease[T]], R],
+        end: Callable[[Call, T, Permit], R],
     ) -> R:
         if not options.lanes:
             raise OptionValueError("lanes names at least one endpoint; the usual one is ''")
@@ -204,12 +200,12 @@ class AsyncCaller:
         try:
             try:
                 if deadlines.total is None and options.deadline is None:
-                    lease = await self._attempts_of(call, function, args)
+                    answer = await self._attempts_of(call, None, function, args)
                 else:
-                    lease = await self._attempts_until(call, deadlines.total, function, args)
+                    answer = await self._attempts_until(call, deadlines.total, function, args)
             except _clock.Expired:
-                lease = None
-            if lease is None:
+                answer = None
+            if answer is None:
                 raise DeadlineError(deadline="total", seconds=call.seconds) from call.cause
         except Exception as error:
             self._failures += 1
@@ -222,34 +218,39 @@ class AsyncCaller:
             call.cause = None  # its traceback leads back here, and nothing is left to the garbage collector
         self._successes += 1
         self._retrying.budget.give_back()
-        return end(options, lease)
+        return end(call, *answer)
 
     def _attempts_until(
         self, call: Call, total: float | None, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]
-    ) -> Awaitable[Lease[T]]:
+    ) -> Awaitable[tuple[T, Permit]]:
         """One bound around everything: one for each attempt and each wait would cost as much each time.
 
         Raises:
             Expired: the time is over; also when this is awaited.
         """
-        loop = _clock.event_loop()
-        start = _clock.time_of(loop)
+        clock = self._admission.clock
+        start = clock.now()
         deadline = math.inf if total is None else start + total
         if call.options.deadline is not None and call.options.deadline < deadline:
             deadline = call.options.deadline
         call.deadline, call.seconds = deadline, max(0.0, deadline - start)
         if deadline <= start:
             raise _clock.Expired
-        return self._watch.run_until(loop, deadline, self._attempts_of, call, function, args)
+        return self._watch.run_until(clock.loop, deadline, self._attempts_of, call, start, function, args)
 
-    async def _attempts_of(self, call: Call, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> Lease[T]:
-        observer, permit = call.options.observer, self._permit_now(call)
+    async def _attempts_of(
+        self, call: Call, now: float | None, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]
+    ) -> tuple[T, Permit]:
+        """What the last attempt gave, and its slot, which is still held."""
+        options, admission = call.options, self._admission
+        observer = options.observer
+        permit = admission.acquire_nowait(call.lanes, options.tokens or 0, signals=options.signals, now=now)
         while True:
             if permit is None:
                 permit = await self._queue(call)
             if observer is not None:
                 try:
-                    if self._admission.changes:
+                    if admission.changes:
                         await self._tell_changes(call)
                     await observer.attempt(call.attempts + 1)
                 except BaseException:
@@ -268,20 +269,16 @@ class AsyncCaller:
                 raise
             else:
                 self._retrying.answered(permit.lane)
-                return Lease(value, permit, call.attempts, call.waited)
+                return value, permit
             await self._back_off(delay)
-
-    def _permit_now(self, call: Call) -> Permit | None:
-        """A permit for the first attempt, None where it has to queue."""
-        options = call.options
-        return self._admission.acquire_nowait(call.lanes, options.tokens or 0, signals=options.signals)
 
     def _count_attempt(self, call: Call, permit: Permit) -> None:
         if call.options.begin is not None:
             call.options.begin(permit)
         call.attempts += 1
         self._attempts += 1
-        self._retries += call.attempts > 1
+        if call.attempts > 1:
+            self._retries += 1
 
     async def _queue(self, call: Call) -> Permit:
         """A permit, in its turn; who was admitted before goes first."""

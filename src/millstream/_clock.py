@@ -199,7 +199,8 @@ class LoopClock:
 
     def __init__(self, moved: Callable[[float, float], None]) -> None:
         self._moved = moved
-        self._loop: Any = None
+        self.loop: Any = None
+        """What ran us when `now` was last called, as `event_loop` tells it; None: it was never."""
         self._time: Callable[[], float] = monotonic
         self._origin = 0.0
         self._last = 0.0
@@ -210,21 +211,21 @@ class LoopClock:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return self._now_elsewhere()
-        if loop is not self._loop:
+        if loop is not self.loop:
             self._enter(loop, loop.time)
         self._last = now = self._time()
         return now
 
     def forget(self) -> None:
         """In a forked process: the event loop has stayed in the other one."""
-        self._loop = None
+        self.loop = None
 
     def _now_elsewhere(self) -> float:
         try:
             loop = _trio_token()
         except RuntimeError:
             return self._last
-        if loop is not self._loop:
+        if loop is not self.loop:
             self._enter(loop, anyio.current_time)
         self._last = now = self._time()
         return now
@@ -232,9 +233,9 @@ class LoopClock:
     def _enter(self, loop: Any, time: Callable[[], float]) -> None:
         now = time()
         origin = steady_time() - now
-        is_other = self._loop is not None
+        is_other = self.loop is not None
         seconds, self._origin = self._origin - origin, origin
-        self._loop, self._time = loop, time
+        self.loop, self._time = loop, time
         if is_other:
             self._moved(now, seconds)
 

@@ -223,11 +223,16 @@ class HuggingFaceInference(BaseLLM, serialized_as=("huggingface_hub", "hf")):
     def _generate_at(
         self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> Awaitable[LLMResult]:
+        if len(self._sites) == 1 and type(self)._generate is HuggingFaceInference._generate:
+            # As by `_generate`, whose frame each answer would wake.
+            return self._sites[0].first_that_speaks(Exchange.ask, prompt, options)
         return self._at(lane, self._generate, prompt, options, run)
 
     def _open_stream_at(
         self, lane: str, prompt: BasePromptValue, options: CallOptions, run: CallbackManagerForLLMRun | None
     ) -> Awaitable[ChunkSource]:
+        if len(self._sites) == 1 and type(self)._open_stream is HuggingFaceInference._open_stream:
+            return self._sites[0].first_that_speaks(Exchange.open_or_ask, prompt, options)
         return self._at(lane, self._open_stream, prompt, options, run)
 
     def _at(self, lane: str, ask: Callable[..., Awaitable[T]], *args: Any) -> Awaitable[T]:

@@ -113,7 +113,8 @@ class Retrying:
 
     def answered(self, lane: str) -> None:
         """An attempt was answered there."""
-        self._reached.add(lane)
+        if lane not in self._reached:
+            self._reached.add(lane)
         if self._left_out:
             self._left_out.discard(lane)
 
