@@ -236,7 +236,7 @@ class AsyncCaller:
         call.deadline, call.seconds = deadline, max(0.0, deadline - start)
         if deadline <= start:
             raise _clock.Expired
-        return self._watch.run_until(clock.loop, deadline, self._attempts_of, call, start, function, args)
+        return self._watch.run_until(clock.loop, deadline, self._attempts_of(call, start, function, args))
 
     async def _attempts_of(
         self, call: Call, now: float | None, function: Callable[..., Awaitable[T]], args: tuple[Any, ...]

@@ -111,15 +111,15 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = math.inf
 
-    async def run_until(self, loop: Any, deadline: float, function: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """The result of ``await function(*args)``, cancelled at `deadline` on the clock of `loop`, the running one.
+    async def run_until(self, loop: Any, deadline: float, awaitable: Awaitable[T]) -> T:
+        """The result of ``await awaitable``, cancelled at `deadline` on the clock of `loop`, the running one.
 
         Raises:
             Expired: it was cancelled for that; any other cancellation passes through.
         """
         if not isinstance(loop, asyncio.AbstractEventLoop):
             with anyio.CancelScope(deadline=deadline):
-                return await function(*args)
+                return await awaitable
             raise Expired
         task = asyncio.current_task(loop)
         assert task is not None
@@ -127,7 +127,7 @@ class Watch:
         entry = self._add(loop, deadline, task)
         try:
             try:
-                return await function(*args)
+                return await awaitable
             finally:
                 entry.task = None
                 if loop is self._loop:
@@ -240,9 +240,8 @@ class LoopClock:
             self._moved(now, seconds)
 
 
-def steady_time() -> float:
-    """Seconds on the machine's steady clock, one for all event loops and threads: for what outlives a loop."""
-    return _time.monotonic()
+steady_time = _time.monotonic
+"""Seconds on the machine's steady clock, one for all event loops and threads: for what outlives a loop."""
 
 
 def wall_time() -> float:

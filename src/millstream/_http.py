@@ -214,7 +214,7 @@ class Exchange:
         if first is None or first == read:
             return await self._send(request)
         with suppress(_clock.Expired):
-            return await self._watch.run_until(loop, sent_at + first, self._send, request)
+            return await self._watch.run_until(loop, sent_at + first, self._send(request))
         raise DeadlineError(deadline="read")
 
     async def _send(self, request: Request) -> Response:

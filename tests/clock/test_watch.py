@@ -20,7 +20,7 @@ manual = pytest.mark.parametrize("anyio_backend", manual_backends())
 async def outcome(watch, seconds, work):
     loop = _clock.event_loop()
     try:
-        return await watch.run_until(loop, _clock.time_of(loop) + seconds, anyio.sleep, work)
+        return await watch.run_until(loop, _clock.time_of(loop) + seconds, anyio.sleep(work))
     except _clock.Expired:
         return "expired"
 
@@ -85,7 +85,7 @@ async def test_errors_and_timeouts_of_the_function_are_its_own():
 
     loop = _clock.event_loop()
     with pytest.raises(TimeoutError, match="mine"):
-        await watch.run_until(loop, math.inf, fail)
+        await watch.run_until(loop, math.inf, fail())
 
 
 def test_another_event_loop_begins_anew():
