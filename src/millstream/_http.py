@@ -344,17 +344,20 @@ class HttpChunkSource:
     """The chunks of one answer that is still arriving."""
 
     __slots__ = (
+        "_cutting",
         "_deadline",
         "_deadlines",
         "_ended",
         "_exchange",
         "_held",
+        "_idle",
         "_ready",
         "_receive",
         "_response",
         "_stream",
         "_time",
-        "_total",
+        "_total_at",
+        "_total_seconds",
         "_waits_for",
         "decoder",
     )
@@ -372,14 +375,16 @@ class HttpChunkSource:
         self._response = response
         self._stream = stream
         self._receive: Callable[[float], Awaitable[bytes]] = stream.receive
+        self._cutting = True  # until what came with the first token was given out
         self._deadlines = deadlines
         self._time = time
         self._waits_for: DeadlineName = "first_token"
         self._deadline = sent_at + deadlines.first_token if deadlines.first_token is not None else math.inf
         self._ready: Sequence[GenerationChunk] = ()
-        self._held: bytes | None = None  # what came with the first token, which may be wanted joined; None: nothing yet
+        self._held = b""  # what came with the first token, and may be wanted joined
         self._ended = False
-        self._total: tuple[float, float] = (math.inf, math.inf)
+        self._idle: float | None = None  # once there was a token
+        self._total_at = self._total_seconds = math.inf
         self.decoder: StreamDecoder | None = None
 
     def whole(self, result: LLMResult) -> None:
@@ -414,29 +419,32 @@ class HttpChunkSource:
         if self._ready or decoder is None:
             ready, self._ready = self._ready, ()
             return ready
-        if self._waits_for == "idle" and self._deadlines.idle is not None:
+        deadline = self._deadline
+        if self._idle is not None:
             # From now, not from the last token: what the reader did meanwhile is no silence of the server.
-            self._deadline = self._time() + self._deadlines.idle
+            deadline = self._time() + self._idle
+        total_at = self._total_at
         while not self._ended and decoder.error is None and not decoder.done:
             try:
-                data = self._held or await self._receive(min(self._deadline, self._total[0]))
+                until = deadline if deadline < total_at else total_at  # noqa: FURB136 - no call for each token
+                data = await (self._receive_cut(until) if self._cutting else self._receive(until))
             except DeadlineError as error:
-                is_total = self._total[0] <= self._deadline
-                name, seconds = ("total", self._total[1]) if is_total else (self._waits_for, self._seconds())
+                is_total = total_at <= deadline
+                name, seconds = ("total", self._total_seconds) if is_total else (self._waits_for, self._seconds())
                 named = _named(error, name, seconds)
                 self._exchange.add_facts(named, self._response)
                 raise named from error.__cause__
             except MillstreamError as error:
                 self._exchange.add_facts(error, self._response)
                 raise
-            if self._held is None:
-                data, self._held = _cut(data)
+            if data:
+                chunks = decoder.receive_data(data)
             else:
-                self._held = b""
-            self._ended = not data
-            chunks = decoder.receive_data(data) if data else decoder.receive_eof()
+                self._ended = True
+                chunks = decoder.receive_eof()
             if chunks:
-                self._waits_for, self._deadline = "idle", math.inf
+                if self._waits_for != "idle":
+                    self._waits_for, self._deadline, self._idle = "idle", math.inf, self._deadlines.idle
                 return chunks
         if decoder.error is not None:
             self._exchange.add_facts(decoder.error, self._response)
@@ -445,7 +453,13 @@ class HttpChunkSource:
 
     def end_at(self, deadline: float, seconds: float) -> None:
         """The call's total deadline, on the event loop's clock."""
-        self._total = (deadline, seconds)
+        self._total_at, self._total_seconds = deadline, seconds
+
+    async def _receive_cut(self, deadline: float) -> bytes:
+        """The first events, and after them those that came in the same piece."""
+        data, self._held = (self._held, b"") if self._held else _cut(await self._receive(deadline))
+        self._cutting = bool(self._held)
+        return data
 
     def _seconds(self) -> float | None:
         return self._deadlines.first_token if self._waits_for == "first_token" else self._deadlines.idle

@@ -168,10 +168,19 @@ class AsyncioConnection(asyncio.Protocol):
     def arrival(self, deadline: float, mark: bytes | None = None) -> Awaitable[None] | None:
         if self.parser.complete or self._error is not None:
             return None
+        loop = self._loop
+        seconds = self._read_seconds
+        if seconds is not None and (own := loop.time() + seconds) <= deadline:
+            deadline = own
+        else:
+            seconds = None
         self._phase = "read"
-        self._set_deadline(self._read_seconds, deadline)
+        self._seconds = seconds
+        self._deadline = deadline
+        if deadline < self._timer_at:
+            self._arm(deadline)
         self._mark = mark
-        waiter = self._waiter = self._loop.create_future()
+        waiter = self._waiter = loop.create_future()
         return waiter
 
     def take_body(self) -> bytes:
@@ -341,10 +350,13 @@ class AsyncioConnection(asyncio.Protocol):
                 self._seconds = seconds
         self._deadline = deadline
         if deadline < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = deadline
-            self._timer = self._loop.call_at(deadline, self._on_timer)
+            self._arm(deadline)
+
+    def _arm(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self._loop.call_at(deadline, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -158,8 +158,7 @@ class ResponseParser:
         Raises:
             ProtocolError: they are no legal HTTP, or over a bound.
         """
-        over = self.complete
-        if over:
+        if self.complete:
             self.excess = True
             return
         in_head = self.head is None
