@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
-import msgspec
 
 __all__ = [
     "Expired",
@@ -86,17 +85,6 @@ _FEW = 64
 """Dead entries that are not worth a clean-up."""
 
 
-class _Entry(msgspec.Struct, order=True):
-    """One deadline; ordered as a heap wants it."""
-
-    deadline: float
-    number: int
-    task: asyncio.Task[Any] | None
-    """None: it is over."""
-    expired: int = 0
-    """How many times it was cancelled for it."""
-
-
 class Watch:
     """Keeps the deadlines of many tasks with one timer of the event loop.
 
@@ -105,8 +93,13 @@ class Watch:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._entries: list[_Entry] = []  # a heap; what is over stays until it is at the top, or there is much of it
-        self._live = 0
+        # Nothing here is an object for each call that the garbage collector would look at.
+        self._entries: list[tuple[float, int]] = []
+        """A heap of deadlines and numbers; what is over stays until it is at the top, or there is much of it."""
+        self._tasks: dict[int, asyncio.Task[Any]] = {}
+        """By their numbers, those that are under way."""
+        self._expired: dict[int, int] = {}
+        """How many times each of them was cancelled for its deadline; most never."""
         self._numbers = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = math.inf
@@ -124,53 +117,54 @@ class Watch:
         task = asyncio.current_task(loop)
         assert task is not None
         before = task.cancelling()
-        entry = self._add(loop, deadline, task)
+        number = self._add(loop, deadline, task)
+        expired = 0
         try:
             try:
                 return await awaitable
             finally:
-                entry.task = None
-                if loop is self._loop:
-                    self._live -= 1
-                for _ in range(entry.expired):
-                    task.uncancel()
+                self._tasks.pop(number, None)
+                if self._expired:
+                    expired = self._expired.pop(number, 0)
+                    for _ in range(expired):
+                        task.uncancel()
         except asyncio.CancelledError:
-            if entry.expired and task.cancelling() <= before:
+            if expired and task.cancelling() <= before:
                 raise Expired from None
-            if entry.expired:  # and somebody else has cancelled it too
+            if expired:  # and somebody else has cancelled it too
                 # A scope of anyio that was cancelled in the same moment knows its own cancellation only, and lets this
                 # one pass, which may be ours (a task group that waits for its tasks keeps the first it got). It gets
                 # its own.
                 await anyio.lowlevel.checkpoint_if_cancelled()
             raise
 
-    def _add(self, loop: asyncio.AbstractEventLoop, deadline: float, task: asyncio.Task[Any]) -> _Entry:
+    def _add(self, loop: asyncio.AbstractEventLoop, deadline: float, task: asyncio.Task[Any]) -> int:
         if loop is not self._loop:  # the tasks of another loop are no longer there
             self._loop = loop
-            self._entries, self._live = [], 0
+            self._entries, self._tasks, self._expired = [], {}, {}
             self._timer, self._armed_for = None, math.inf
-        entries = self._entries
-        if len(entries) > 2 * self._live + _FEW:
-            entries[:] = [each for each in entries if each.task is not None]
+        entries, tasks = self._entries, self._tasks
+        if len(entries) > 2 * len(tasks) + _FEW:
+            entries[:] = [each for each in entries if each[1] in tasks]
             heapq.heapify(entries)
-        entry = _Entry(deadline, next(self._numbers), task)
-        heapq.heappush(entries, entry)
-        self._live += 1
+        number = next(self._numbers)
+        heapq.heappush(entries, (deadline, number))
+        tasks[number] = task
         if deadline < self._armed_for:  # else its timer need not be set: one that rings too early only looks again
             self._arm()
-        return entry
+        return number
 
     def _arm(self) -> None:
         """Have the timer ring at the first deadline. A later one needs no timer of its own."""
         entries = self._entries
-        while entries and entries[0].task is None:
+        while entries and entries[0][1] not in self._tasks:
             heapq.heappop(entries)
-        if not entries or entries[0].deadline >= self._armed_for:
+        if not entries or entries[0][0] >= self._armed_for:
             return
         if self._timer is not None:
             self._timer.cancel()
         assert self._loop is not None
-        self._armed_for = entries[0].deadline
+        self._armed_for = entries[0][0]
         self._timer = self._loop.call_at(self._armed_for, self._ring)
 
     def _ring(self) -> None:
@@ -179,13 +173,13 @@ class Watch:
         now = max(self._loop.time(), self._armed_for)
         self._timer, self._armed_for = None, math.inf
         entries = self._entries
-        while entries and entries[0].deadline <= now:
-            entry = heapq.heappop(entries)
-            if entry.task is not None:
-                entry.expired += 1
-                entry.task.cancel()
-                entry.deadline = now + _ONCE_MORE_SECONDS
-                heapq.heappush(entries, entry)
+        while entries and entries[0][0] <= now:
+            _, number = heapq.heappop(entries)
+            task = self._tasks.get(number)
+            if task is not None:
+                self._expired[number] = self._expired.get(number, 0) + 1
+                task.cancel()
+                heapq.heappush(entries, (now + _ONCE_MORE_SECONDS, number))
         self._arm()
 
 

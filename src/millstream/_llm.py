@@ -316,14 +316,8 @@ class BaseLLM(BaseLanguageModel):
         )
         return Listeners(manager, self.serialize)
 
-    def _run(
-        self,
-        prompt: BasePromptValue,
-        options: CallOptions,
-        listeners: Listeners,
-        on_back_off: Callable[[], None] | None = None,
-    ) -> Run:
-        return Run(self, prompt, options, listeners.start(prompt), on_back_off)
+    def _run(self, prompt: BasePromptValue, options: CallOptions, listeners: Listeners) -> Run:
+        return Run(self, prompt, options, listeners.start(prompt))
 
     async def _generate_all(
         self, values: Sequence[BasePromptValue], options: CallOptions, listeners: Listeners
@@ -331,7 +325,7 @@ class BaseLLM(BaseLanguageModel):
         await self._get_ready(options)
 
         def answer(value: BasePromptValue, one_more: Callable[[], None]) -> Awaitable[LLMResult]:
-            return self._run(value, options, listeners, one_more).answer()
+            return Run(self, value, options, listeners.start(value), one_more).answer()
 
         results, failure = await for_each(values, answer, width=self.caller.places(self._lanes))
         if failure is not None:

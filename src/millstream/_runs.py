@@ -77,7 +77,7 @@ class Listeners:
         """Tell that a run of `prompt` starts; None where nobody listens."""
         if self._manager is None:
             return None
-        return self._manager.start_run(self._description, prompt.to_string())
+        return self._manager.start_run(self._described or self._description, prompt.to_string())
 
     def _description(self) -> SerializedLLM:
         if self._described is None:

@@ -64,7 +64,7 @@ async def test_what_is_over_is_not_kept():
         for _ in range(1000):
             assert await outcome(watch, 600, 0.001) is None
         assert len(watch._entries) < 200
-    assert watch._live == 0
+    assert not watch._tasks
 
 
 @manual
