@@ -193,8 +193,10 @@ def test_results_travel_between_the_languages():
     assert json.loads(result.to_json()) == written
 
 
-def test_what_was_parsed_is_not_written():
-    result = LLMResult(((Generation('{"name": "Paris"}', parsed=City("Paris")),),))
+@pytest.mark.parametrize("before", [0, 1], ids=["an only output", "the second of two"])
+def test_what_was_parsed_is_not_written(before: int):
+    outputs = [Generation("cut off")] * before
+    result = LLMResult(((*outputs, Generation('{"name": "Paris"}', parsed=City("Paris"))),))
     assert "parsed" not in result.to_json().decode()
     assert LLMResult.from_msgpack(result.to_msgpack()).text == result.text
 
