@@ -17,9 +17,9 @@ COUNTS = [sys.executable, "-m", "benchmarks.counts"]
 
 MEASURED = """
                     request  request-256       stream        token  token-alone         left  open-stream
-calls                143.81       143.30       354.00         2.00        31.00            -            -
+calls                142.81       142.30       353.00         2.00        31.00            -            -
 C-calls               74.00        74.00       315.00         4.00        17.00            -            -
-instructions        3555.11            -      9370.00        88.00      1000.08            -            -
+instructions        3539.11            -      9354.00        88.00      1000.08            -            -
 suspensions            0.00         0.00         1.00         0.00         1.00            -            -
 handles                1.00         1.00         1.00         0.00         1.00            -            -
 timers                 0.00         0.00         0.00         0.00         0.00            -            -

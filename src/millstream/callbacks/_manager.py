@@ -278,8 +278,9 @@ class CallbackManagerForLLMRun:
         if self._ended:
             return
         self._ended = True
-        event: LLMEndEvent | None = None
-        if "on_llm_end" in self._index:
+        fatal: BaseException | None = None
+        hooks = self._index.get("on_llm_end")
+        if hooks is not None:
             event = LLMEndEvent(
                 run_id=self.run_id,
                 parent_run_id=self.parent_run_id,
@@ -288,8 +289,11 @@ class CallbackManagerForLLMRun:
                 time=_clock.steady_time(),
                 result=result,
             )
-        if event is not None or self._late:
-            await self._tell("on_llm_end", event)
+            fatal = call_now(hooks, event, self._late)
+        if self._late:
+            await self._flush(fatal)
+        elif fatal is not None:
+            raise fatal
 
     async def on_llm_error(self, error: BaseException) -> None:
         """The run ended by `error`; cancellation is such an end too."""
