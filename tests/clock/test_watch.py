@@ -42,7 +42,7 @@ async def test_each_has_its_own_deadline():
         result, at = ended[number]
         assert result == ("expired" if seconds < work else None)
         assert at == pytest.approx(min(seconds, work), abs=1e-6)
-    assert not watch._tasks and not watch._expired, "nothing is kept of what is over"
+    assert (watch._tasks, watch._expired) == ({}, {}), "nothing is kept of what is over"
 
 
 @manual
