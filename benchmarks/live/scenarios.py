@@ -37,7 +37,7 @@ class Effort:
 
 FULL = Effort(
     point=6, warm_up=2.5, adaptive=25, steady=10,
-    local_point=8, local_warm_up=3, local_adaptive=30, local_steady=10,
+    local_point=8, local_warm_up=3, local_adaptive=45, local_steady=20,
     rate_window=60, slots=(1, 4, 8),
 )  # fmt: skip
 QUICK = Effort(

@@ -33,6 +33,10 @@ HOLD, MAX_HOLD = 4.0, 20.0
 """Seconds that few remain so few after a cut that helped; twice as long each time, up to the last: each attempt at more
 costs a queue."""
 
+RARE, LONGEST_HOLD = 200, 45.0
+"""At an endpoint that never took more than few, so many requests come between an attempt that made a queue and the next
+one, so that hardly any waits for them; but one in so many seconds."""
+
 GROWTH, FAST_GROWTH, STEADY = 0.5, 0.25, 3
 """What a full window without a queue grows by: this times its square root (so that small ones catch up); doubled with
 each judgement of the same after the first so many, up to this share of it."""
@@ -88,6 +92,7 @@ class Size:
         "_first_cut",
         "_gauge",
         "_grown_at",
+        "_has_failed",
         "_held_until",
         "_hold",
         "_is_shown",
@@ -99,7 +104,9 @@ class Size:
         "_start",
         "_step",
         "_told_ceiling",
+        "_tried",
         "_was_cut",
+        "_was_many",
         "cuts",
         "enough",
         "excess",
@@ -135,6 +142,9 @@ class Size:
         self._episode: tuple[float, float] | None = None  # window and median when a queue was first seen
         self._first_cut: tuple[float, float] | None = None  # when, and the median then
         self._was_cut = False  # few were, and no room was seen since
+        self._tried: float | None = None  # few, from which it grew last
+        self._has_failed = False  # whether that made a queue
+        self._was_many = False  # whether there was ever room beyond few
         self._hold = 0.0  # seconds without growth after that
         self._held_until = -inf
         self._known = inf  # how many there were before the first of some overloads: slow start stops there
@@ -240,7 +250,9 @@ class Size:
         self._episode = self._first_cut = None
         if self._was_cut:
             self._hold = min(max(2 * self._hold, HOLD), MAX_HOLD)
-            self._held_until, self._was_cut = now + self._hold, False
+            is_rare = self._has_failed and not self._was_many
+            rare = min(RARE / max(self._gauge.rate, 1e-9), LONGEST_HOLD) if is_rare else 0.0
+            self._held_until, self._was_cut = now + max(self._hold, rare), False
         if self._slow_start and not self._gauge.probes and waiting > self._gauge.rate * (self._gauge.base or 0.0) + 1:
             self._gauge.doubt(now)  # more wait than the base explains: it was measured with a whole window at once
         elif full and not cooling and self._is_shown and (self._slow_start or now >= self._held_until):
@@ -265,6 +277,7 @@ class Size:
             self._clean = 0
             return None
         self._episode = self._first_cut = None
+        self._was_many = self._was_many or not self._slow_start
         # Steps that are large must show before the next, else a queue of ours is taken for the usual wait.
         is_large = self._slow_start or self._size < FEW or (gauge.base or 0.0) > PERIOD
         if full and not cooling and (self._is_shown or not is_large):
@@ -283,17 +296,14 @@ class Size:
             gauge.doubt(now)  # it was measured with a whole window at once: too long, where there are few slots
         self._slow_start, self._clean = False, 0
         seen = gauge.median or 0.0
-        if self._first_cut is None:
-            self._first_cut = (now, seen)
-        elif now - self._first_cut[0] > 2 * seen + PERIOD:
-            if is_new and seen > IN_VAIN * self._first_cut[1] and not gauge.is_near_base():
-                gauge.raise_base(seen)
-                self._first_cut = self._episode = None
-                return None
-            self._first_cut = (now, seen)
+        if self._is_in_vain(now, seen, is_new=is_new):
+            return None
         if self._episode is None or seen <= SHORTER_QUEUE * self._episode[1]:
             self._episode = (self._size, seen)
         target = max(target, LEAST_OF_EPISODE * self._episode[0])
+        self._has_failed = self._tried is not None
+        if self._tried is not None:  # there was no queue with so many, just before
+            target, self._tried = max(target, self._tried), None
         if target >= self._size:
             return None
         self.cuts += 1
@@ -303,6 +313,18 @@ class Size:
             self._is_shown = False
             gauge.start_over(now)
         return "queue"
+
+    def _is_in_vain(self, now: float, seen: float, *, is_new: bool) -> bool:
+        """Whether cuts shorten nothing: then the time without load is longer than was known, as far as may be."""
+        if self._first_cut is None:
+            self._first_cut = (now, seen)
+        elif now - self._first_cut[0] > 2 * seen + PERIOD:
+            if is_new and seen > IN_VAIN * self._first_cut[1] and not self._gauge.is_near_base():
+                self._gauge.raise_base(seen)
+                self._first_cut = self._episode = None
+                return True
+            self._first_cut = (now, seen)
+        return False
 
     def _take_room(self, now: float, more: float) -> Reason | None:
         """As many more; and more still where there has been room for a while."""
@@ -316,6 +338,7 @@ class Size:
                 self._slow_start = False
                 more = self._known - self._size
         else:
+            self._tried, self._has_failed = self._size if self._size < FEW else None, False
             more = max(1.0, min(more, GROWTH * sqrt(self._size)))
             if self._clean > 1:
                 self._hold = 0.0
