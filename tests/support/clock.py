@@ -53,6 +53,10 @@ class ManualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        # Threads end in real time: the runner's bound (from Python 3.12 on) would be jumped over.
+        await super().shutdown_default_executor()
+
     async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
         if self.resolve is None:
             return await super().getaddrinfo(host, port, **options)
