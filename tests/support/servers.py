@@ -18,6 +18,18 @@ from anyio.streams.tls import TLSListener
 from millstream._transport import Origin, Request, Route
 
 
+async def read_request(stream: ByteStream) -> tuple[bytes, bytes]:
+    """The head and the body of the next request."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += await stream.receive()
+    head, _, body = data.partition(b"\r\n\r\n")
+    wanted = next((int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0)
+    while len(body) < wanted:
+        body += await stream.receive()
+    return head, body
+
+
 class Act(Enum):
     CLOSE = "close"
     RESET = "reset"

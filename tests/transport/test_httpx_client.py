@@ -35,6 +35,8 @@ from millstream._transport import httpx_client
 from millstream._transport._seam import Origin, Request, Route, Timeouts
 from millstream._transport.httpx_client import HttpxTransport, httpx_transport_for, translate_httpx_error
 
+from ..support.servers import read_request
+
 QUICK = Timeouts(5, 5, 5, 5)
 EXAMPLE = Origin("http", "example.test", 80)
 
@@ -63,17 +65,6 @@ async def serving(handler, tls=None):
         port = listeners.extra(anyio.abc.SocketAttribute.local_port)
         yield Origin("http" if tls is None else "https", "127.0.0.1", port)
         tasks.cancel_scope.cancel()
-
-
-async def read_request(stream):
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += await stream.receive()
-    head, _, body = data.partition(b"\r\n\r\n")
-    wanted = next((int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0)
-    while len(body) < wanted:
-        body += await stream.receive()
-    return head, body
 
 
 def answering(data: bytes):

@@ -39,6 +39,7 @@ from millstream._errors import (
 )
 from millstream._transport.pool import PoolTransport
 
+from ..support.servers import read_request
 from .quiet import assert_quiet
 
 
@@ -126,17 +127,6 @@ class Server:
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-async def read_request(stream):
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += await stream.receive()
-    head, _, body = data.partition(b"\r\n\r\n")
-    wanted = next((int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0)
-    while len(body) < wanted:
-        body += await stream.receive()
-    return head, body
 
 
 @asynccontextmanager

@@ -187,9 +187,10 @@ class Gauge:
         self._known = min(count + prior, ENOUGH)
         self._base_at, self.probe_since, self.is_in_doubt = now, None, False
         self.probes += 1
-        if not prior:
+        if prior:
+            self._bound(told)
+        else:
             self._trust(told)
-        self._bound(told)
 
     def _trust(self, told: Told) -> None:
         """Nothing better is known."""

@@ -142,11 +142,11 @@ class Size:
         self._episode: tuple[float, float] | None = None  # window and median when a queue was first seen
         self._first_cut: tuple[float, float] | None = None  # when, and the median then
         self._was_cut = False  # few were, and no room was seen since
+        self._hold = 0.0  # seconds without growth after that
+        self._held_until = -inf
         self._tried: float | None = None  # few, from which it grew last
         self._has_failed = False  # whether that made a queue
         self._was_many = False  # whether there was ever room beyond few
-        self._hold = 0.0  # seconds without growth after that
-        self._held_until = -inf
         self._known = inf  # how many there were before the first of some overloads: slow start stops there
         self._known_at = 0.0
         self._resize(self._start)
@@ -195,7 +195,7 @@ class Size:
     def overloaded(self, now: float, in_flight: int, *, again: bool) -> None:
         """Too many at a time; `again`: nothing was answered since the last time."""
         self.cuts += 1
-        self._clean, self.full = 0, False
+        self._clean = 0
         if again:
             self._slow_start, self._step = True, (0.0, 0, 0.0)
             self._resize(1.0)
@@ -224,9 +224,11 @@ class Size:
             if gauge.base is None:
                 if (fresh or served) and not waiting:  # too few for a median, but none waits
                     reason = self._judge_many(now, waiting, served, cooling=cooling, is_new=False)
-            elif is_few and (fresh or served):
+            elif not (fresh or served):
+                pass  # nothing is known yet
+            elif is_few:
                 reason = self._judge_few(now, waiting, cooling=cooling, is_new=is_new)
-            elif fresh or served:
+            else:
                 reason = self._judge_many(now, waiting, served, cooling=cooling, is_new=is_new)
         self._peak_before, self.peak = self.peak, served
         return reason
@@ -253,7 +255,7 @@ class Size:
             is_rare = self._has_failed and not self._was_many
             rare = min(RARE / max(self._gauge.rate, 1e-9), LONGEST_HOLD) if is_rare else 0.0
             self._held_until, self._was_cut = now + max(self._hold, rare), False
-        if self._slow_start and not self._gauge.probes and waiting > self._gauge.rate * (self._gauge.base or 0.0) + 1:
+        if self._slow_start and not self._gauge.probes and waiting > share + 1:
             self._gauge.doubt(now)  # more wait than the base explains: it was measured with a whole window at once
         elif full and not cooling and self._is_shown and (self._slow_start or now >= self._held_until):
             return self._take_room(now, 1.0)
